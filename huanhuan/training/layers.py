@@ -1,0 +1,136 @@
+"""The forward pass of InternLM2's decoder over a pack, written once for every way to run it.
+
+The modules are those of the released modelling code (or XTuner's copy of it), quantised and wrapped by PEFT
+as they may be; only the order of operations is ours. That buys what the released code cannot do: dialogues
+in a pack that do not see each other, rotary tables computed once per step instead of once per layer, layers
+that compile without a graph break, and logits for the supervised tokens only.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from huanhuan.training.attention import Documents, attend
+
+Kernels = Literal["plain", "compile", "liger"]
+
+
+def rotary_tables(config: Any, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines ``(length, head_dim)`` of InternLM2's rotary embedding at ``positions`` ``(length,)``.
+
+    Dynamic NTK scaling changes nothing below ``max_position_embeddings``, and a dialogue in a pack starts
+    again at position 0, so it is never reached; linear scaling divides the positions.
+
+    Raises: ValueError for another kind of scaling, or a dialogue longer than the model's context.
+    """
+    scaling = getattr(config, "rope_scaling", None) or {"type": "dynamic"}
+    if scaling["type"] not in ("dynamic", "linear"):
+        raise ValueError(f"rope_scaling {scaling['type']!r} is not InternLM2's: use dynamic or linear")
+    head_dim = config.hidden_size // config.num_attention_heads
+    steps = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
+    scaled = positions.float() / (scaling["factor"] if scaling["type"] == "linear" else 1.0)
+    angles = torch.outer(scaled, config.rope_theta ** (-steps / head_dim))
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def _rotate_half(states: Tensor) -> Tensor:
+    first, second = states.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+def _rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, kernels: Kernels) -> tuple[Tensor, Tensor]:
+    """Rotary embedding of ``(length, heads, head_dim)`` states."""
+    if kernels == "liger":
+        from liger_kernel.ops.rope import LigerRopeFunction
+
+        query, key = (each.transpose(0, 1).unsqueeze(0) for each in (query, key))
+        query, key = LigerRopeFunction.apply(query, key, cos.unsqueeze(0), sin.unsqueeze(0))
+        return query.squeeze(0).transpose(0, 1), key.squeeze(0).transpose(0, 1)
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return query * cos + _rotate_half(query) * sin, key * cos + _rotate_half(key) * sin
+
+
+def _norm(module: nn.Module, states: Tensor, kernels: Kernels) -> Tensor:
+    if kernels == "liger":
+        from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+
+        return LigerRMSNormFunction.apply(states, module.weight, module.variance_epsilon, 0.0, "llama", False)
+    return module(states)
+
+
+def linear(module: nn.Module, states: Tensor) -> Tensor:
+    """``module(states)``, with LoRA's products in the dtype of the states whatever the adapter's own is.
+
+    PEFT casts the states to the adapter's dtype instead: with an adapter in float32, which it must be for
+    small updates not to be rounded away, the products would run at a fraction of the speed.
+    """
+    if not hasattr(module, "lora_A") or getattr(module, "disable_adapters", False):
+        return module(states)
+    output = module.base_layer(states)  # pyright: ignore[reportCallIssue]
+    adapters: Any = module
+    for name in adapters.active_adapters:
+        if adapters.use_dora.get(name):
+            raise ValueError("DoRA is not supported by this recipe's forward pass: set use_dora=False")
+        low = F.linear(adapters.lora_dropout[name](states), adapters.lora_A[name].weight.to(states.dtype))
+        output = output + F.linear(low, adapters.lora_B[name].weight.to(states.dtype)) * adapters.scaling[name]
+    return output
+
+
+def decoder_layer(
+    layer: nn.Module, states: Tensor, cos: Tensor, sin: Tensor, documents: Documents, kernels: Kernels
+) -> Tensor:
+    """One InternLM2 decoder layer over a pack: ``(length, hidden_size)`` in and out."""
+    module: Any = layer
+    attention, feed_forward = module.attention, module.feed_forward
+    length, heads, groups = len(states), attention.num_key_value_heads, attention.num_key_value_groups
+
+    fused = linear(attention.wqkv, _norm(module.attention_norm, states, kernels))
+    # The fused projection's layout is (kv_head, queries of that head + key + value, head_dim).
+    fused = fused.view(length, heads, groups + 2, attention.head_dim)
+    query = fused[:, :, :groups].reshape(length, heads * groups, attention.head_dim)
+    query, key = _rotate(query, fused[:, :, groups], cos, sin, kernels)
+    attended = attend(query, key, fused[:, :, groups + 1], documents)
+    states = states + linear(attention.wo, attended.reshape(length, -1))
+
+    normed = _norm(module.ffn_norm, states, kernels)
+    gate, up = linear(feed_forward.w1, normed), linear(feed_forward.w3, normed)
+    if kernels == "liger":
+        from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+
+        inner = LigerSiLUMulFunction.apply(gate, up)
+    else:
+        inner = F.silu(gate) * up
+    return states + linear(feed_forward.w2, inner)
+
+
+def hidden_states(
+    model: Any,
+    input_ids: Tensor,
+    positions: Tensor,
+    documents: Documents,
+    *,
+    kernels: Kernels = "plain",
+    layer_function: Any = decoder_layer,
+    checkpointing: bool = False,
+) -> Tensor:
+    """Final hidden states ``(length, hidden_size)`` of an InternLM2ForCausalLM over one pack.
+
+    ``input_ids`` and ``positions`` are int64 ``(length,)``; ``layer_function`` is :func:`decoder_layer` or its
+    compiled form; ``checkpointing`` recomputes each layer in the backward pass.
+    """
+    decoder = model.model
+    states = decoder.tok_embeddings(input_ids)
+    cos, sin = rotary_tables(model.config, positions, states.dtype)
+    for layer in decoder.layers:
+        arguments = (layer, states, cos, sin, documents, kernels)
+        if checkpointing and torch.is_grad_enabled():
+            states = checkpoint(layer_function, *arguments, use_reentrant=False)
+        else:
+            states = layer_function(*arguments)
+    return _norm(decoder.norm, states, kernels)

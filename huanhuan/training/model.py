@@ -1,0 +1,160 @@
+"""The model that recipes train: XTuner's ``SupervisedFinetune`` over packs of whole dialogues."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from xtuner.model import SupervisedFinetune
+
+from huanhuan.training.attention import Kernel, choose_kernel, locate_documents
+from huanhuan.training.layers import Kernels, decoder_layer, hidden_states
+from huanhuan.training.loss import summed_cross_entropy, supervised_positions
+
+
+class PackedFinetune(SupervisedFinetune):
+    """Fine-tunes InternLM2 on packs (see :mod:`huanhuan.training.data` for their shape).
+
+    Switches of the recipe, beside XTuner's own ``llm``, ``lora`` and ``use_activation_checkpointing``:
+
+    - ``attention``: "auto", "flex", "varlen" or "sdpa" (:mod:`huanhuan.training.attention`);
+    - ``kernels``: "plain", "compile" (each decoder layer through torch.compile) or "liger"; on a CPU always
+      "plain";
+    - ``fused_loss``: liger-kernel's fused linear cross-entropy; on a CPU a chunked one of the same value;
+    - ``adapter_dtype``: of the LoRA weights. float32 keeps small updates from being rounded away, and the
+      products still run in the base's dtype.
+    """
+
+    def __init__(
+        self,
+        llm: Any,
+        lora: Any = None,
+        *,
+        attention: Kernel = "auto",
+        kernels: Kernels = "plain",
+        fused_loss: bool = True,
+        adapter_dtype: torch.dtype = torch.float32,
+        use_activation_checkpointing: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.adapter_dtype = adapter_dtype
+        # XTuner would switch on the checkpointing of the released code's own forward, which is not the one
+        # that trains here.
+        super().__init__(llm, lora=lora, use_activation_checkpointing=False, **kwargs)
+        self.attention: Kernel = attention
+        self.kernels: Kernels = kernels
+        self.fused_loss = fused_loss
+        self.checkpointing = use_activation_checkpointing
+
+    @staticmethod
+    def _prepare_for_flash_attn(cfg: Any, llm_cfg: Any) -> Any:
+        """Attention of the released code, which only generation uses: SDPA unless the recipe says otherwise.
+
+        XTuner's own method asks ``torch.cpu.is_bf16_supported()``, which does not exist, and does not know
+        that InternLM2 has SDPA.
+        """
+        if getattr(cfg, "attn_implementation", None) is None:
+            cfg.attn_implementation = "sdpa"
+        return cfg
+
+    def _dispatch_lm_model_cfg(self, cfg: Any, max_position_embeddings: int | None = None) -> Any:
+        """Also on a machine without CUDA."""
+        if not torch.cuda.is_available() and getattr(cfg, "quantization_config", None) is not None:
+            let_transformers_quantise_on_cpu()
+        return super()._dispatch_lm_model_cfg(cfg, max_position_embeddings)
+
+    def build_llm_from_cfg(self, llm_cfg: Any, use_varlen_attn: bool, max_position_embeddings: int | None) -> nn.Module:
+        """Build the base without XTuner's dispatch, which replaces methods of modules that training bypasses."""
+        if isinstance(llm_cfg, dict):
+            llm_cfg = self._dispatch_lm_model_cfg(llm_cfg, max_position_embeddings)
+        llm = self._build_from_cfg_or_module(llm_cfg)
+        llm.config.use_cache = False
+        return llm
+
+    def _prepare_for_lora(self, peft_model: str | None = None, use_activation_checkpointing: bool = True) -> None:
+        """Freeze the base and add the adapter, everything else in the dtype the recipe gives it.
+
+        PEFT's ``prepare_model_for_kbit_training`` casts embeddings, norms and the head to float32: 3 GiB more
+        for a 7B model, and float32 products in the head.
+        """
+        from mmengine.runner import load_checkpoint
+        from peft import get_peft_model
+
+        self.llm.requires_grad_(False)
+        self.llm = get_peft_model(self.llm, self.lora, autocast_adapter_dtype=False)
+        for parameter in self.llm.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(self.adapter_dtype)
+        if peft_model is not None:
+            load_checkpoint(self, peft_model)
+
+    @property
+    def causal_lm(self) -> Any:
+        """The InternLM2ForCausalLM itself, without PEFT's wrapper."""
+        return self.llm.get_base_model() if self.use_lora else self.llm
+
+    @functools.cached_property
+    def _compiled_layer(self) -> Callable[..., Tensor]:
+        return cast("Callable[..., Tensor]", torch.compile(decoder_layer))
+
+    def _hidden_states(self, data: dict[str, Any]) -> Tensor:
+        """Final hidden states ``(length, hidden_size)`` of one pack."""
+        input_ids = data["input_ids"].squeeze(0)
+        model = self.causal_lm
+        on_gpu = input_ids.device.type == "cuda"
+        kernels: Kernels = self.kernels if on_gpu else "plain"
+        # Validation packs differ in length: compiling for them would cost more than it saves.
+        compiled = kernels == "compile" and self.training
+        kernel = choose_kernel(self.attention, input_ids.device, model.dtype, compiled=compiled)
+        if kernel == "flex" and not compiled and self.attention == "auto":
+            kernel = choose_kernel("auto", input_ids.device, model.dtype)
+        documents = locate_documents(data["starts"], len(input_ids), data["longest"], kernel)
+        return hidden_states(
+            model,
+            input_ids,
+            data["position_ids"].squeeze(0),
+            documents,
+            kernels="plain" if kernels == "compile" else kernels,
+            layer_function=self._compiled_layer if compiled else decoder_layer,
+            checkpointing=self.checkpointing and self.training,
+        )
+
+    def compute_loss(self, data: dict[str, Any], data_samples: Any = None) -> dict[str, Tensor]:
+        """``{"loss": …}``: the mean over supervised tokens, weighted over the whole optimiser step.
+
+        ``data["loss_scale"]``, set by :class:`huanhuan.training.loop.PackedTrainLoop`, turns the sum over this
+        pack into its share of the mean over every pack of the step, on every GPU; without it the pack stands
+        alone.
+        """
+        hidden = self._hidden_states(data)
+        positions, targets = supervised_positions(data["labels"].squeeze(0))
+        head = self.causal_lm.get_output_embeddings()
+        fused = self.fused_loss and hidden.device.type == "cuda"
+        total = summed_cross_entropy(hidden[positions], head, targets, fused=fused)
+        scale = data.get("loss_scale")
+        return {"loss": total / max(len(targets), 1) if scale is None else total * scale}
+
+    @torch.no_grad()
+    def predict(self, data: dict[str, Any], data_samples: Any = None) -> list[dict[str, float | int]]:
+        """What the perplexity metric sums: negative log-likelihood and count of the pack's supervised tokens.
+
+        Returning logits, as XTuner does, would take 92,544 numbers a token.
+        """
+        hidden = self._hidden_states(data)
+        positions, targets = supervised_positions(data["labels"].squeeze(0))
+        total = summed_cross_entropy(hidden[positions], self.causal_lm.get_output_embeddings(), targets)
+        return [{"negative_log_likelihood": float(total), "tokens": len(targets)}]
+
+
+def let_transformers_quantise_on_cpu() -> None:
+    """Let Transformers 4.48 load NF4 without a GPU.
+
+    Its check discards "cpu" from a frozen set, which raises, and would refuse the CPU although bitsandbytes
+    has kernels for it now. The quantizer looks the check up in ``transformers.integrations`` on each call.
+    """
+    import transformers.integrations
+
+    transformers.integrations.validate_bnb_backend_availability = lambda raise_exception=False: True
