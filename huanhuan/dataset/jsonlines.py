@@ -47,11 +47,11 @@ def parse_text(text: str) -> Any:
     """The JSON value of ``text``; raises as :func:`parse` does."""
     try:
         value = _DECODER.decode(text)
+        check_surrogates(text, value)
     except json.JSONDecodeError as error:
         raise ValueError(syntax_message(error.msg, error.pos + 1)) from None
     except RecursionError:
         raise ValueError("嵌套太深 / nested too deeply: 删去这一条 / remove this record") from None
-    check_surrogates(text, value)
     return value
 
 
