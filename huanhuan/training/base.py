@@ -29,11 +29,13 @@ def find_base(name: str) -> str:
     owner, _, short = name.rpartition("/")
     answers = []
     if not owner:
-        raise UserError(f"models/{name}: 没有这个底模 / no such base: run `make base`, or set {ENVIRONMENT} to its folder")
+        raise UserError(
+            f"models/{name}: 没有这个底模 / no such base: run `make base`, or set {ENVIRONMENT} to its folder"
+        )
     for hub, download in (("ModelScope", _from_modelscope), ("Hugging Face", _from_hugging_face)):
         try:
             found = download(name, short)
-        except Exception as error:  # noqa: BLE001  # whatever a hub's client raises, the other is asked next
+        except Exception as error:  # whatever a hub's client raises, the other is asked next
             answers.append(f"{hub}: {_first_line(error)}")
         else:
             _log(f"base {name}: {hub}, {found}")

@@ -137,7 +137,9 @@ def _encode_file(file: Path, tokenizer: Any, max_length: int) -> list[Dialogue]:
     if not dialogues:
         raise UserError(f"{file}: 没有一条对话短于 {max_length} 个 token / no dialogue fits: raise max_length")
     if dropped:
-        print_log(f"{file.name}: {dropped} exchanges do not fit into max_length={max_length} and are left out", "current")
+        print_log(
+            f"{file.name}: {dropped} exchanges do not fit into max_length={max_length} and are left out", "current"
+        )
     return dialogues
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,12 +44,30 @@ class StepWindows:
         return self._window.pop(0)
 
 
-class PackedTrainLoop(TrainLoop):
-    """XTuner's training loop (``max_iters`` or ``max_epochs``) over :class:`StepWindows`."""
+def endless(dataloader: Any) -> Iterator[dict[str, Any]]:
+    """Packs for ever, shuffled anew each epoch.
 
-    def __init__(self, runner: Any, dataloader: Any, **kwargs: Any) -> None:
+    mmengine's own iterator sleeps two seconds between epochs, for the sake of worker processes: with a small
+    data set that is most of the training time.
+    """
+    for epoch in itertools.count():
+        if hasattr(dataloader.sampler, "set_epoch"):
+            dataloader.sampler.set_epoch(epoch)
+        yield from dataloader
+
+
+class PackedTrainLoop(TrainLoop):
+    """XTuner's training loop (``max_iters`` or ``max_epochs``) over :class:`StepWindows`.
+
+    ``validations``: how many times, evenly spaced and the last step included, the held-out loss is computed.
+    A number of steps, as mmengine has it, would have to be chosen anew for every data set.
+    """
+
+    def __init__(self, runner: Any, dataloader: Any, *, validations: int = 6, **kwargs: Any) -> None:
         super().__init__(runner, dataloader, **kwargs)
-        self.dataloader_iterator = StepWindows(self.dataloader_iterator, self._accumulation, self._max_iters)
+        interval = max(1, -(-self._max_iters // validations))
+        self.val_interval, self.dynamic_milestones, self.dynamic_intervals = interval, [0], [interval]
+        self.dataloader_iterator = StepWindows(endless(self.dataloader), self._accumulation, self._max_iters)
 
     def _accumulation(self) -> int:
         """Packs per optimiser step; known only once the optimiser is built."""

@@ -72,6 +72,11 @@ class PackedFinetune(SupervisedFinetune):
             llm_cfg = self._dispatch_lm_model_cfg(llm_cfg, max_position_embeddings)
         llm = self._build_from_cfg_or_module(llm_cfg)
         llm.config.use_cache = False
+        for module in llm.modules():
+            # On a CPU with AVX512-BF16, bitsandbytes repacks NF4 weights the first time a layer runs in eval
+            # mode; the kernel of that layout has no backward pass, so every later step would lose gradients.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
         return llm
 
     def _prepare_for_lora(self, peft_model: str | None = None, use_activation_checkpointing: bool = True) -> None:

@@ -60,9 +60,7 @@ def loss_of(model: PackedFinetune, dialogues: list[Dialogue], **options: Any) ->
 def test_equals_the_released_forward(tiny_base: Path, dialogues: list[Dialogue], lora: bool) -> None:
     model = build(tiny_base, lora=lora)
     for dialogue in dialogues:
-        expected = model.llm(
-            input_ids=torch.tensor([dialogue.input_ids]), labels=torch.tensor([dialogue.labels])
-        ).loss
+        expected = model.llm(input_ids=torch.tensor([dialogue.input_ids]), labels=torch.tensor([dialogue.labels])).loss
         expected.backward()
         want = gradients(model)
         model.zero_grad()
@@ -104,7 +102,7 @@ def test_leaking_attention_would_be_noticed(tiny_base: Path, dialogues: list[Dia
     apart = model.compute_loss(dict(pack))["loss"]
     length = pack["input_ids"].shape[1]
     together = model.compute_loss({**pack, "starts": torch.tensor([0, length], dtype=torch.int32), "longest": length})
-    assert abs(float(apart - together["loss"])) > 1e-4
+    assert abs(apart.item() - together["loss"].item()) > 1e-4
 
 
 def test_checkpointing_changes_nothing(tiny_base: Path, dialogues: list[Dialogue]) -> None:
@@ -120,14 +118,33 @@ def test_checkpointing_changes_nothing(tiny_base: Path, dialogues: list[Dialogue
         torch.testing.assert_close(got[name], want[name])
 
 
-def test_nf4_trains_on_a_cpu(tiny_base: Path, dialogues: list[Dialogue]) -> None:
+def build_nf4(folder: Path) -> PackedFinetune:
     quantised = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.float32,
     )
-    model = build(tiny_base, llm={"quantization_config": quantised})
+    return build(folder, llm={"quantization_config": quantised})
+
+
+def test_validation_costs_nf4_no_gradient(tiny_base: Path, dialogues: list[Dialogue]) -> None:
+    model = build_nf4(tiny_base)
+    loss_of(model, dialogues).backward()
+    want = gradients(model)
+    model.zero_grad()
+    model.eval()
+    model.predict(collate_pack([dialogues])["data"])
+    model.llm.generate(input_ids=torch.tensor([dialogues[0].input_ids]), max_new_tokens=2, do_sample=False)
+    model.train()
+    loss_of(model, dialogues).backward()
+    got = gradients(model)
+    for name in want:
+        torch.testing.assert_close(got[name], want[name])
+
+
+def test_nf4_trains_on_a_cpu(tiny_base: Path, dialogues: list[Dialogue]) -> None:
+    model = build_nf4(tiny_base)
     assert type(model.causal_lm.model.layers[0].attention.wqkv.base_layer).__name__ == "Linear4bit"
     expected = model.llm(
         input_ids=torch.tensor([dialogues[0].input_ids]), labels=torch.tensor([dialogues[0].labels])

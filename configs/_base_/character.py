@@ -1,0 +1,111 @@
+"""What no recipe varies: how dialogues become packs, what is measured on the way, and what is kept.
+
+A recipe inherits this, says which base and which weights train, and edits the dicts below where it differs.
+"""
+
+from mmengine.dataset import DefaultSampler
+from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
+from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
+from mmengine.runner import ValLoop
+from mmengine.visualization import TensorboardVisBackend, Visualizer
+from torch.optim import AdamW
+from transformers import AutoTokenizer
+
+from huanhuan.training.base import find_base
+from huanhuan.training.data import DialogueDataset, collate_pack
+from huanhuan.training.hooks import RandomStateHook, SampleRepliesHook, StopAtNaNHook
+from huanhuan.training.loop import PackedTrainLoop
+from huanhuan.training.metrics import Perplexity
+
+# Model: found by huanhuan.training.base (HUANHUAN_BASE, models/, ModelScope, Hugging Face)
+pretrained_model_name_or_path = "internlm/internlm2-chat-7b"
+model_resource = dict(fn=find_base, args=dict())
+
+tokenizer = dict(
+    type=AutoTokenizer.from_pretrained,
+    pretrained_model_name_or_path=pretrained_model_name_or_path,
+    trust_remote_code=True,
+    padding_side="right",
+)
+
+# Data: relative paths lie below the checkout
+persona = "data/huanhuan/persona.toml"
+
+train_dataloader = dict(
+    batch_size=1,  # packs per step and GPU
+    num_workers=0,  # packs are in memory
+    dataset=dict(
+        type=DialogueDataset,
+        path="data/huanhuan/train.jsonl",
+        tokenizer=tokenizer,
+        max_length=2048,  # tokens of one dialogue; exchanges beyond are left out
+        pack_length=8192,  # tokens of one pack
+    ),
+    sampler=dict(type=DefaultSampler, shuffle=True),
+    collate_fn=dict(type=collate_pack, pad_to=8192),
+)
+val_dataloader = dict(
+    batch_size=8,
+    num_workers=0,
+    dataset=dict(type=DialogueDataset, path="data/huanhuan/val.jsonl", tokenizer=tokenizer, max_length=2048),
+    sampler=dict(type=DefaultSampler, shuffle=False, round_up=False),
+    collate_fn=dict(type=collate_pack),
+)
+
+# Optimiser: 3 % of the steps warm up, then a cosine to zero
+max_epochs = 3
+optim_wrapper = dict(
+    type=OptimWrapper,
+    optimizer=dict(type=AdamW, lr=2e-4, betas=(0.9, 0.999), weight_decay=0),
+    clip_grad=dict(max_norm=1, error_if_nonfinite=False),
+    accumulative_counts=1,  # packs per optimiser step
+)
+param_scheduler = [
+    dict(type=LinearLR, start_factor=1e-2, by_epoch=True, begin=0, end=0.03 * max_epochs, convert_to_iter_based=True),
+    dict(
+        type=CosineAnnealingLR,
+        eta_min=0.0,
+        by_epoch=True,
+        begin=0.03 * max_epochs,
+        end=max_epochs,
+        convert_to_iter_based=True,
+    ),
+]
+
+# Loops: training, and the held-out replies of val.jsonl
+train_cfg = dict(type=PackedTrainLoop, max_epochs=max_epochs, validations=6)
+val_cfg = dict(type=ValLoop)
+val_evaluator = dict(type=Perplexity)
+
+# Runtime
+default_hooks = dict(
+    timer=dict(type=IterTimerHook),
+    logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=10),
+    param_scheduler=dict(type=ParamSchedulerHook),
+    checkpoint=dict(
+        type=CheckpointHook,
+        by_epoch=False,
+        interval=200,
+        max_keep_ckpts=2,
+        save_last=True,
+        save_best="held_out/loss",
+        rule="less",
+    ),
+    sampler_seed=dict(type=DistSamplerSeedHook),
+)
+custom_hooks = [
+    dict(type=SampleRepliesHook, tokenizer=tokenizer, persona=persona),
+    dict(type=StopAtNaNHook, every=10),
+    dict(type=RandomStateHook),
+]
+env_cfg = dict(
+    cudnn_benchmark=False,
+    mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
+    dist_cfg=dict(backend="nccl"),
+)
+visualizer = dict(type=Visualizer, vis_backends=[dict(type=TensorboardVisBackend)])
+log_processor = dict(by_epoch=False, window_size=10)
+log_level = "INFO"
+load_from = None
+resume = False
+randomness = dict(seed=42, deterministic=False)

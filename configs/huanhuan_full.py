@@ -1,0 +1,33 @@
+"""InternLM2-7B, every weight trained. One GPU with 40 GB or more, or several with DeepSpeed ZeRO.
+
+xtuner train configs/huanhuan_full.py
+NPROC_PER_NODE=8 xtuner train configs/huanhuan_full.py --deepspeed deepspeed_zero3
+python tools/merge_hf.py configs/huanhuan_full.py --out models/huanhuan
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from ._base_.character import *
+
+import torch
+from bitsandbytes.optim import PagedAdamW8bit
+from transformers import AutoModelForCausalLM
+
+from huanhuan.training.model import PackedFinetune
+
+model = dict(
+    type=PackedFinetune,
+    use_activation_checkpointing=True,
+    attention="auto",
+    kernels="liger",
+    llm=dict(
+        type=AutoModelForCausalLM.from_pretrained,
+        pretrained_model_name_or_path=pretrained_model_name_or_path,
+        trust_remote_code=True,
+        torch_dtype=torch.bfloat16,
+    ),
+)
+
+# 8-bit optimiser states that page out to the host's memory when the card is full
+optim_wrapper.optimizer = dict(type=PagedAdamW8bit, lr=2e-5, betas=(0.9, 0.999), weight_decay=0)
