@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
+from huanhuan.text.model import Skipped
+
 # Why something of the source is in no record. The keys are what report.json holds, the values what people read.
 REASONS = {
     "direction": "舞台提示 / stage direction",
@@ -20,7 +22,6 @@ REASONS = {
     "no_prompt": "开场白，前面没有别人的话 / opens the scene: nobody spoke before",
     "other_scene": "没有该角色的场次 / scene without the character",
     "not_prompt": "不是对该角色说的最后一句 / turn that no reply follows",
-    "too_long": "单轮超过长度上限 / one exchange over the budget",
     "short": "回复太短 / reply too short",
     "interjection": "回复只有语气词 / reply of pure interjection",
     "duplicate": "重复 / exact duplicate",
@@ -51,17 +52,6 @@ class SpeakerStats:
     line: int
     is_character: bool = False
     look_alikes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """Lines ``line`` to ``last`` (1-based, both included) of ``file`` that are in no record, and why."""
-
-    file: str
-    line: int
-    last: int
-    reason: str
-    text: str
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,129 @@
+"""The command line of the converter: options checked, files written, a summary given back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from huanhuan.dataset.conversations import CutOptions
+from huanhuan.dataset.convert import Options, Result, convert
+from huanhuan.dataset.filters import NAMES, FilterOptions
+from huanhuan.dataset.output import check_out, write_together
+from huanhuan.dataset.report import REASONS
+from huanhuan.errors import Problems
+from huanhuan.persona import load_persona
+
+
+def run(sources: Sequence[Path], out: Path, **given: Any) -> str:
+    """Convert ``sources`` and write ``out``; ``given`` are the tool's options by name.
+
+    Returns: the summary to print.
+    Raises: UserError for contradictory options and everything that :func:`convert` raises; then nothing is written.
+    """
+    options = read_options(out, given)
+    check_out(out)
+    result = convert(sources, options)
+    write_result(out, result)
+    return summary(out, result)
+
+
+def read_options(out: Path, given: dict[str, Any]) -> Options:
+    """The tool's options checked against each other.
+
+    Raises: UserError with every contradiction, one line each.
+    """
+    problems = Problems()
+    persona_file, character = given.get("persona"), given.get("character")
+    if persona_file and character:
+        problems.add("--persona 与 --character 只能用一个 / give either --persona or --character, not both")
+    if not persona_file and not (character or "").strip():
+        problems.add("缺少角色 / no character: give --persona FILE or --character NAME")
+    if persona_file and given.get("aliases"):
+        problems.add("--alias 只能与 --character 一起用 / --alias goes with --character: add it to aliases in the card")
+    if persona_file and given.get("system") is not None:
+        problems.add("--system 与角色卡矛盾 / --system contradicts --persona: change system in the card")
+    filters_given = [
+        name for name in ("min_chars", "copies", "similarity", "interjections") if given.get(name) is not None
+    ]
+    if given.get("keep_all"):
+        problems_of = [f"--{name.replace('_', '-')}" for name in filters_given] + ["--no-filter"] * bool(
+            given.get("off")
+        )
+        if problems_of:
+            problems.add(f"--keep-all 与 {', '.join(problems_of)} 矛盾 / contradict each other: give one")
+    if given.get("identity_share") and not persona_file:
+        problems.add("--identity-share 需要 --persona / needs --persona, where the identity answers are")
+    if given.get("val_share") and out.suffix == ".jsonl":
+        problems.add(f"--val-share 与 --out {out.name} 矛盾 / one file has no split: give a folder as --out")
+    if given.get("context_chars") is not None and (given.get("context") or 1) < 2:
+        problems.add("--context-chars 需要 --context 2 或更多 / needs --context of 2 or more")
+    problems.raise_if_any()
+    persona = load_persona(persona_file) if persona_file else None
+    names = (
+        persona.names if persona else (str(character).strip(), *(alias.strip() for alias in given.get("aliases") or ()))
+    )
+    system = persona.system if persona else (given.get("system") or "").strip() or None
+    return Options(
+        names=tuple(dict.fromkeys(name for name in names if name)),
+        system=system,
+        persona=persona,
+        card=persona_file,
+        cut=CutOptions(**_only(CutOptions, given), names=(given.get("context") or 1) > 1),
+        filters=FilterOptions(
+            off=frozenset(NAMES if given.get("keep_all") else given.get("off") or ()),
+            **_only(FilterOptions, {**given, "off": None}),
+        ),
+        **_only(Options, {key: value for key, value in given.items() if key not in ("persona", "system", "names")}),
+    )
+
+
+def _only(kind: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Those of ``given`` that ``kind`` has a field for and that were really given."""
+    names = {each.name for each in fields(kind)} - {"names"}
+    return {key: value for key, value in given.items() if key in names and value is not None}
+
+
+def write_result(out: Path, result: Result) -> None:
+    """One ``.jsonl`` with every record, or train.jsonl, val.jsonl and report.json in a folder."""
+    if out.suffix == ".jsonl":
+        write_together(out.parent, {out.name: _lines([*result.train, *result.val])})
+        return
+    write_together(
+        out,
+        {
+            "train.jsonl": _lines(result.train),
+            "val.jsonl": _lines(result.val),
+            "report.json": [result.report.to_json()],
+        },
+    )
+
+
+def _lines(lines: Sequence[str]) -> Iterator[str]:
+    for line in lines:
+        yield line + "\n"
+
+
+def summary(out: Path, result: Result) -> str:
+    """What was found and written, in a few lines."""
+    report = result.report
+    rows = [
+        f"{each.file}: {each.layout}, {each.encoding}, {each.speeches} 句 / speeches, {each.scenes} 场 / scenes"
+        for each in report.files[:12]
+    ]
+    if len(report.files) > len(rows):
+        rows.append(f"… {len(report.files) - len(rows)} 个文件 / more files")
+    counts = report.counts
+    rows.append(
+        f"{report.character}: {counts.get('character_speeches', 0)} 句台词 / speeches, "
+        f"{counts.get('pairs', 0)} 组对话 / exchanges found, {counts['exchanges']} 组写入 / written"
+    )
+    shown = ("no_prompt", "short", "interjection", "duplicate", "near_duplicate", "unlabelled", "unbalanced")
+    rows.extend(
+        f"  {report.skipped_counts[reason]}: {REASONS[reason]}" for reason in shown if report.skipped_counts.get(reason)
+    )
+    rows.extend(f"注意 / note: {warning}" for warning in report.warnings[:10])
+    parts = ", ".join(f"{part.name} {part.records} 条 / records ({part.scenes} 场 / scenes)" for part in report.split)
+    rows.append(f"{out}: {parts}" if out.suffix != ".jsonl" else f"{out}: {counts['records']} 条 / records")
+    return "\n".join(rows)

@@ -1,0 +1,168 @@
+"""Scenes to exchanges, and exchanges to conversations that fit a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from huanhuan.dataset.records import Conversation, Exchange, Source
+from huanhuan.text.clean import join_lines
+from huanhuan.text.labels import name_key
+from huanhuan.text.model import Direction, Scene, Skipped
+
+
+@dataclass(frozen=True)
+class CutOptions:
+    """How scenes become conversations; lengths are in characters.
+
+    ``context``: turns of a prompt; over 1, or with ``names``, each is written as ``名：台词`` on a line of its own.
+    ``context_chars``: cap of a prompt of several turns; the oldest go first.
+    ``budget``: cap of a conversation, its system prompt included; one longer exchange is kept whole.
+    ``openers``: what to do with a reply that nobody's turn precedes: ``drop``, or prompt it with the ``direction``.
+    ``keep_directions``: leave stage directions in the text, as ``（…）``.
+    """
+
+    context: int = 1
+    names: bool = False
+    context_chars: int = 400
+    budget: int = 1500
+    openers: str = "drop"
+    keep_directions: bool = False
+    single_turn: bool = False
+
+
+@dataclass(slots=True)
+class Turn:
+    """Consecutive lines of one speaker; ``before`` are the directions that stand right before it."""
+
+    speakers: tuple[str, ...]
+    hers: bool
+    text: str
+    first: int
+    last: int
+    before: str = ""
+
+
+@dataclass(slots=True)
+class Pair:
+    """An exchange and the lines it was read from, the prompt's first to the reply's last."""
+
+    input: str
+    output: str
+    first: int
+    last: int
+
+
+def turns_of(scene: Scene, keys: Collection[str], *, keep_directions: bool = False) -> list[Turn]:
+    """The turns of a scene. ``keys`` are the character's names through :func:`name_key`.
+
+    A turn spoken by her together with others is hers, and lines of hers are one turn across a direction.
+    """
+    turns: list[Turn] = []
+    directions = ""
+    for item in scene.items:
+        if isinstance(item, Direction):
+            directions = join_lines(directions, f"（{item.text}）")
+            continue
+        hers = any(name_key(name) in keys for name in item.speakers)
+        text = item.staged if keep_directions else item.text
+        last = turns[-1] if turns else None
+        if last and (last.hers if hers else last.speakers == item.speakers):
+            between = directions if keep_directions else ""
+            last.text = join_lines(join_lines(last.text, between), text)
+            last.last = max(last.last, item.last)
+            last.first = min(last.first, item.first)
+        else:
+            turns.append(Turn(item.speakers, hers, text, item.first, item.last, directions))
+        directions = ""
+    return turns
+
+
+def pairs_of(turns: Sequence[Turn], file: str, options: CutOptions) -> tuple[list[Pair], list[Skipped]]:
+    """The exchanges of one scene, and the turns that are in none.
+
+    The prompt is the turn of somebody else right before hers; with ``context`` also the turns before that, back to
+    her last one.
+    """
+    pairs: list[Pair] = []
+    skipped: list[Skipped] = []
+    since: list[Turn] = []
+    for turn in turns:
+        if not turn.hers:
+            since.append(turn)
+            continue
+        used: list[Turn] = []
+        if since:
+            prompt, used = _prompt(since, options)
+            if options.keep_directions and turn.before:
+                prompt = join_lines(prompt, turn.before)
+            pairs.append(Pair(prompt, turn.text, used[0].first, turn.last))
+        elif options.openers == "direction" and turn.before:
+            pairs.append(Pair(turn.before, turn.text, turn.first, turn.last))
+        else:
+            skipped.append(Skipped(file, turn.first, turn.last, "no_prompt", turn.text))
+        skipped.extend(unused(since[: len(since) - len(used)], file))
+        since = []
+    skipped.extend(unused(since, file))
+    return pairs, skipped
+
+
+def _prompt(since: list[Turn], options: CutOptions) -> tuple[str, list[Turn]]:
+    """The prompt made of the newest turns of ``since`` and the turns it is made of."""
+    if options.context <= 1 and not options.names:
+        return since[-1].text, since[-1:]
+    lines: list[str] = []
+    size = 0
+    for turn in reversed(since[-options.context :]):
+        line = f"{'、'.join(turn.speakers)}：{turn.text}"
+        if options.keep_directions and turn.before and lines:
+            line = f"{turn.before}\n{line}"
+        size += len(line)
+        if lines and size > options.context_chars:
+            break
+        lines.append(line)
+    return "\n".join(reversed(lines)), since[-len(lines) :]
+
+
+def unused(turns: Sequence[Turn], file: str) -> Iterator[Skipped]:
+    """One entry for a run of turns that no reply follows."""
+    if turns:
+        shown = " / ".join(f"{'、'.join(turn.speakers)}：{turn.text}" for turn in turns[:3])
+        yield Skipped(file, min(turn.first for turn in turns), max(turn.last for turn in turns), "not_prompt", shown)
+
+
+def conversations_of(pairs: Sequence[Pair], file: str, options: CutOptions, system: str | None) -> list[Conversation]:
+    """The exchanges of a scene as records, cut between exchanges where the budget is reached.
+
+    [乙→丙, 丁→戊] → one record of two exchanges, or two records with ``single_turn``.
+    """
+    found: list[Conversation] = []
+    current: list[Pair] = []
+    fixed = len(system or "")
+    size = fixed
+    for pair in pairs:
+        length = len(pair.input) + len(pair.output)
+        if current and (options.single_turn or size + length > options.budget):
+            found.append(_record(current, file, system))
+            current, size = [], fixed
+        current.append(pair)
+        size += length
+    if current:
+        found.append(_record(current, file, system))
+    return found
+
+
+def _record(pairs: Sequence[Pair], file: str, system: str | None) -> Conversation:
+    return Conversation(
+        tuple(Exchange(pair.input, pair.output) for pair in pairs),
+        system,
+        Source(file, min(pair.first for pair in pairs), max(pair.last for pair in pairs)),
+    )
+
+
+def single_turns(conversation: Conversation) -> list[Conversation]:
+    """Each exchange of a record as a record of its own, with the system prompt and the source of the whole.
+
+    (乙→丙, 丁→戊) → (乙→丙), (丁→戊)
+    """
+    return [Conversation((exchange,), conversation.system, conversation.source) for exchange in conversation.exchanges]

@@ -1,0 +1,449 @@
+"""Lines of a script to scenes, for every layout in which a label names the speaker."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import NamedTuple
+
+from huanhuan.text.clean import CLOSING, OPENING, has_brackets, join_lines, pieces, squeeze
+from huanhuan.text.headings import Heading, read_heading
+from huanhuan.text.labels import (
+    MATCHERS,
+    Match,
+    Speakers,
+    could_be_name,
+    is_narrator,
+    match_slip,
+    name_key,
+    strip_prefix,
+)
+from huanhuan.text.model import Direction, Scene, Script, Skipped, Speech
+
+_TIMING = re.compile(r"\s*[\[(]?\d{1,2}:\d{2}(?::\d{2})?(?:[.,]\d{1,3})?[\])]?(?:\s*-->.*)?\s*$|\s*\d{1,6}\s*$")
+_ENDED = frozenset("。！？…”」』）)】!?.\"'’—~～；;")
+_BESIDE = re.compile(r"(?:^|[；;，,。！？!?\s])([^：:；;，,。！？!?\s（）()]{1,10})[：:∶]")
+# Somebody who speaks only inside brackets: two or three characters that neither point nor place.
+_NAME_LIKE = re.compile(
+    "(?![对對向朝冲衝给給指看望同与與跟在从從把被用以又再其])[\u4e00-\u9fff]{2,3}"
+    "(?<![说說道问問曰云想喊叫中内內外上下里裡后後前时時间間声聲信着著地处處面头頭写寫字])$"
+)
+_QUOTES = {"“": "”", "「": "」", "『": "』", '"': '"', "‘": "’", "＂": "＂", "〝": "〞"}
+_EMPHASIS = re.compile(r"(\*{1,3}|__)(?=\S)(.+?)(?<=\S)\1")
+# How far back a scene marked as continued is looked for: numbers repeat over a whole series.
+_RESUME_WITHIN = 12
+_LONGEST_DIRECTION = 8
+
+
+class Row(NamedTuple):
+    """What one line is. ``kind``: blank, heading, label, note, direction, text or noise."""
+
+    kind: str
+    text: str
+    match: Match | None = None
+    heading: Heading | None = None
+
+
+_BLANK = Row("blank", "")
+
+
+def classify(lines: list[str], layout: str, *, markdown: bool = False) -> list[Row]:
+    """What each line is by itself; a label is only a candidate until the whole file has been seen."""
+    matcher = MATCHERS[layout]
+    rows: list[Row] = []
+    for line in lines:
+        text = line.strip()
+        if not text:
+            rows.append(_BLANK)
+            continue
+        heading = read_heading(text)
+        if heading:
+            rows.append(Row("heading", text, None, heading))
+            continue
+        if text[0] in OPENING and text[-1] in CLOSING and _is_one_bracket(text):
+            match = match_boxed(text, layout)
+            rows.append(Row("label", text, match) if match else Row("direction", text))
+            continue
+        bare = strip_prefix(text)
+        if bare is not text and (heading := read_heading(bare)) and heading.kind != "break":
+            rows.append(Row("heading", bare, None, heading))
+            continue
+        match = matcher(bare)
+        if match is None:
+            rows.append(Row("noise" if _TIMING.match(text) else "text", bare))
+        elif is_narrator(match.name) or is_narrator(match.beat):
+            rows.append(Row("note", text, match))
+        else:
+            if markdown:
+                match = match._replace(speech=_EMPHASIS.sub(r"\2", match.speech))
+            rows.append(Row("label", bare, match))
+    return rows
+
+
+def match_boxed(text: str, layout: str) -> Match | None:
+    """A name in brackets on its own line, where the layout has names on lines of their own."""
+    return MATCHERS[layout](text) if layout == "name-line" and text[0] in "【[" else None
+
+
+def parse(script: Script, lines: list[str], rows: list[Row], speakers: Speakers) -> Script:
+    """Fill ``script`` with the scenes of its ``lines``; ``speakers`` learns the labels of this file first."""
+    name_line = script.layout == "name-line"
+    if name_line:
+        rows = _lone_labels(rows, speakers)
+    counts: Counter[str] = Counter()
+    for row in rows:
+        if row.kind == "label" and row.match:
+            counts[row.match.name] += 1
+    own = Speakers()
+    for label, count in counts.items():
+        own.counts[name_key(label)] += count
+    believed = {
+        label for label in counts if own.counts[name_key(label)] > 1 or speakers.known(label) or could_be_name(label)
+    }
+    keys: Counter[str] = Counter()
+    for label in believed:
+        keys[name_key(label)] += counts[label]
+    speakers.add(keys)
+    return _Builder(script, lines, rows, speakers, believed).build()
+
+
+class _Builder:
+    """Walks the rows once; holds the open speech until it is known to be complete."""
+
+    def __init__(
+        self, script: Script, lines: list[str], rows: list[Row], speakers: Speakers, believed: set[str]
+    ) -> None:
+        self.script = script
+        self.lines = lines
+        self.rows = [
+            row if row.kind != "label" or (row.match and row.match.name in believed) else Row("text", row.text)
+            for row in rows
+        ]
+        self.speakers = speakers
+        self.scene: Scene | None = None
+        self.pending = ""
+        self.open: tuple[Match, int] | None = None
+        self.open_text: str = ""
+        self.open_last = 0
+        self.name_line = script.layout == "name-line"
+        self.scene_of_key: dict[str, int] = {}
+        self.resolved: dict[str, tuple[str, ...]] = {}
+        self.usual_gap, self.breaks_by_blank = self._gaps()
+        self.wraps, self.rare = self._wrapping()
+        self.quoted = self._quoted()
+
+    def _gaps(self) -> tuple[int, bool]:
+        """The usual number of blank lines between speeches, and whether more of them divide scenes."""
+        gaps: Counter[int] = Counter()
+        gap = 0
+        seen = headings = False
+        for row in self.rows:
+            if row.kind == "blank":
+                gap += 1
+                continue
+            if row.kind == "heading" and row.heading and row.heading.kind == "scene":
+                headings = True
+            if row.kind == "label":
+                if seen:
+                    gaps[gap] += 1
+                seen = True
+            elif row.kind != "text":
+                seen = False
+            gap = 0
+        usual = max(gaps, key=lambda size: (gaps[size], -size)) if gaps else 0
+        timed = sum(row.kind == "noise" for row in self.rows) * 3 > sum(row.kind == "label" for row in self.rows)
+        return usual, not headings and not timed
+
+    def _wrapping(self) -> tuple[bool, bool]:
+        """Whether long lines are wrapped in this file, and whether lines without a label are rare."""
+        widths = sorted(len(row.text) for row in self.rows if row.kind in ("label", "text"))
+        labels = sum(row.kind == "label" for row in self.rows)
+        before = [
+            len(previous.text)
+            for previous, row in zip(self.rows, self.rows[1:], strict=False)
+            if row.kind == "text" and previous.kind in ("label", "text")
+        ]
+        if not before:
+            return False, True
+        wide = widths[-1 - len(widths) // 50] * 3 // 4
+        wraps = len(before) > 2 and sum(width >= wide for width in before) * 10 >= 8 * len(before)
+        return wraps, len(before) * 100 <= max(600, 3 * labels)
+
+    def _quoted(self) -> bool:
+        """Whether speech stands in quotation marks throughout, so that the marks are not part of it."""
+        spoken = [row.match.speech for row in self.rows if row.kind == "label" and row.match and row.match.speech]
+        return sum(text[0] in _QUOTES for text in spoken) * 2 > len(spoken)
+
+    def build(self) -> Script:
+        """The script with its scenes; every line is in a scene, a heading, or listed as skipped."""
+        gap = 0
+        index = 0
+        while index < len(self.rows):
+            row = self.rows[index]
+            number = index + 1
+            index += 1
+            if row.kind == "blank":
+                gap += 1
+                continue
+            if gap > self.usual_gap and self.breaks_by_blank and self.scene and row.kind != "heading":
+                self._close_scene()
+            if row.kind == "heading":
+                self._heading(row, number)
+            elif row.kind == "label" and row.match:
+                self._flush()
+                self.open, self.open_text, self.open_last = (row.match, number), row.match.speech, number
+            elif row.kind == "direction":
+                self._flush()
+                self._direction(row.text[1:-1], number, number)
+            elif row.kind == "note":
+                self._flush()
+                self._skip(number, number, "note", row.text)
+            elif row.kind == "noise":
+                self._flush()
+                self._skip(number, number, "metadata", row.text)
+            else:
+                index = self._text(row.text, index - 1, gap)
+            gap = 0
+        self._flush()
+        for scene in self.script.scenes:
+            for speech in scene.speeches:
+                for name in speech.speakers:
+                    self.script.labels[name] += 1
+                    self.script.first_lines.setdefault(name, speech.first)
+        return self.script
+
+    def _heading(self, row: Row, number: int) -> None:
+        self._flush()
+        heading = row.heading
+        assert heading is not None
+        if heading.kind == "scene":
+            earlier = self.scene_of_key.get(heading.key) if heading.continued and heading.key else None
+            scenes = self.script.scenes
+            if earlier is not None and len(scenes) - earlier <= _RESUME_WITHIN:
+                self.scene = scenes[earlier]
+            else:
+                self.scene = None
+                self._open_scene(heading.text, number)
+                self.scene_of_key[heading.key] = len(scenes) - 1
+        else:
+            self._close_scene()
+            self.pending = heading.text
+
+    def _close_scene(self) -> None:
+        self._flush()
+        self.scene = None
+
+    def _open_scene(self, heading: str, number: int) -> Scene:
+        scene = Scene(heading, number, number)
+        self.script.scenes.append(scene)
+        self.scene = scene
+        return scene
+
+    def _add(self, item: Speech | Direction) -> None:
+        scene = self.scene or self._open_scene(self.pending, item.first)
+        scene.items.append(item)
+        scene.last = max(scene.last, item.last)
+
+    def _skip(self, first: int, last: int, reason: str, text: str) -> None:
+        self.script.skipped.append(Skipped(self.script.file, first, last, reason, text))
+
+    def _text(self, text: str, at: int, gap: int) -> int:
+        """A line without a label: the rest of a speech, a label with a slip, a direction, or narration.
+
+        Returns the index of the next row.
+        """
+        number = at + 1
+        held = self.open_text.rstrip() if self.open else ""
+        unfinished = self.open is not None and (not held or held[-1] not in _ENDED)
+        near = self.open is not None and gap <= (0 if self.name_line or not self.usual_gap else self.usual_gap)
+        wrapped = near and gap == 0 and (self.wraps or self.name_line)
+        if not self.name_line and not (wrapped and unfinished):
+            slip = match_slip(text)
+            sure = self.speakers.known if slip and text[len(slip.name)] in "；;" else self.speakers.frequent
+            if slip and slip.speech and sure(slip.name):
+                self._flush()
+                self.open, self.open_text, self.open_last = (slip, number), slip.speech, number
+                return at + 1
+        if text[0] in OPENING and not any(mark in text for mark in CLOSING):
+            end = self._direction_end(at)
+            if end:
+                self._flush()
+                body = ""
+                for row in self.rows[at : end + 1]:
+                    body = join_lines(body, row.text)
+                self._direction(squeeze(body)[1:-1], number, end + 1)
+                return end + 1
+        spoken = held or (self.open and gap == 0)
+        about = not wrapped and not unfinished and self._starts_with_name(text)
+        if near and (not held or wrapped or (gap == 0 and unfinished) or (spoken and self.rare and not about)):
+            self.open_text = join_lines(self.open_text, text)
+            self.open_last = number
+        else:
+            self._flush()
+            self._skip(number, number, "unlabelled", text)
+        return at + 1
+
+    def _starts_with_name(self, text: str) -> bool:
+        """Whether ``text`` begins with somebody's name: then it tells what they do, and nobody says it."""
+        return any(self.speakers.frequent(text[:size]) for size in (4, 3, 2) if len(text) > size)
+
+    def _direction_end(self, at: int) -> int | None:
+        """Index of the row where a direction over several lines ends."""
+        for index in range(at + 1, min(at + _LONGEST_DIRECTION, len(self.rows))):
+            row = self.rows[index]
+            if row.kind != "text" or row.text[0] in OPENING:
+                return None
+            if row.text[-1] in CLOSING:
+                return index
+        return None
+
+    def _direction(self, body: str, first: int, last: int) -> None:
+        """A direction on its own lines; speech of known people inside it is theirs."""
+        said = self._said_inside(body)
+        for names, text in said:
+            if names:
+                self._add(Speech(names, text, text, first, last))
+            elif text:
+                self._add(Direction(text, first, last))
+
+    def _said_inside(self, body: str) -> list[tuple[tuple[str, ...], str]]:
+        """The content of brackets as (speakers, words); no speakers for what is a direction."""
+        body = squeeze(body)
+        marks = [match for match in _BESIDE.finditer(body) if self._is_someone(match[1])]
+        if not marks:
+            return [((), body)]
+        found: list[tuple[tuple[str, ...], str]] = []
+        if marks[0].start() > 0:
+            found.append(((), body[: marks[0].start()]))
+        for match, following in zip(marks, [*marks[1:], None], strict=True):
+            words = body[match.end() : following.start() + 1 if following else None].strip(" ；;，,")
+            spoken = "".join(text for bracketed, text in pieces(words)[0] if not bracketed).strip()
+            if spoken:
+                found.append((self._resolve(match[1]), _unquote(spoken)))
+        return found
+
+    def _is_someone(self, name: str) -> bool:
+        if is_narrator(name):
+            return False
+        return self.speakers.known(name) or len(self._resolve(name)) > 1 or bool(_NAME_LIKE.match(name))
+
+    def _resolve(self, label: str) -> tuple[str, ...]:
+        found = self.resolved.get(label)
+        if found is None:
+            found = self.resolved[label] = self.speakers.resolve(label)
+        return found
+
+    def _flush(self) -> None:
+        """Complete the open speech: its directions taken out, what others say inside it given to them."""
+        if self.open is None:
+            return
+        (match, first), text, last = self.open, squeeze(self.open_text), self.open_last
+        self.open = None
+        speakers = self._resolve(match.name)
+        beat = f"（{match.beat}）" if match.beat else ""
+        if not has_brackets(text):
+            spoken = _unquote(text) if self.quoted else text
+            if spoken:
+                self._add(Speech(speakers, spoken, beat + spoken, first, last))
+            else:
+                self._skip(first, last, "empty", f"{match.name}：{beat}")
+            return
+        parts, balanced = pieces(text)
+        if not balanced:
+            self._skip(first, last, "unbalanced", f"{match.name}：{text}")
+        spoken, staged, silent = "", beat, True
+        for bracketed, part in parts:
+            if not bracketed:
+                spoken, staged = join_lines(spoken, part.strip()), join_lines(staged, part.strip())
+                continue
+            for names, words in self._said_inside(part):
+                if not names:
+                    staged += f"（{words}）"
+                    continue
+                silent = self._say(speakers, spoken, staged, first, last) and silent
+                spoken, staged = "", ""
+                self._add(Speech(names, words, words, first, last))
+        silent = self._say(speakers, spoken, staged, first, last) and silent
+        if silent and not spoken:
+            self._skip(first, last, "empty", f"{match.name}：{text}")
+
+    def _say(self, speakers: tuple[str, ...], spoken: str, staged: str, first: int, last: int) -> bool:
+        """Add a speech if it has words; returns whether it had none."""
+        spoken = spoken.strip()
+        if self.quoted:
+            spoken = _unquote(spoken)
+        if spoken:
+            self._add(Speech(speakers, spoken, staged.strip(), first, last))
+        return not spoken
+
+
+def _is_one_bracket(text: str) -> bool:
+    """Whether the bracket that opens ``text`` closes at its end and not before."""
+    depth = 0
+    for at, character in enumerate(text):
+        if character in OPENING:
+            depth += 1
+        elif character in CLOSING:
+            depth -= 1
+            if depth == 0:
+                return at == len(text) - 1
+    return False
+
+
+def _unquote(text: str) -> str:
+    """``text`` without the pair of quotation marks around the whole of it; narration between quotations goes too.
+
+    >>> _unquote("“平身。”"), _unquote("“好”字怎么写")
+    ('平身。', '“好”字怎么写')
+    """
+    closing = _QUOTES.get(text[:1])
+    if not closing or len(text) < 3:
+        return text
+    inner = text[1:-1]
+    return inner if text[-1] == closing and text[0] not in inner and closing not in inner else text
+
+
+def _lone_labels(rows: list[Row], speakers: Speakers) -> list[Row]:
+    """Decide which lines are names on their own.
+
+    A name recurs, or has a colon; speech follows it without a blank; and it does not itself follow a name. Where
+    nearly all of them come after a blank line, those that do not are speech that looks like a name.
+    """
+    counts: Counter[str] = Counter()
+    spaced = total = 0
+    for row in rows:
+        if row.kind != "label" or row.match is None:
+            continue
+        counts[name_key(row.match.name)] += 1
+
+    def is_name(at: int) -> bool:
+        row = rows[at]
+        return (
+            row.match is not None
+            and (counts[name_key(row.match.name)] > 1 or speakers.known(row.match.name) or row.text[-1] in "：:")
+            and could_be_name(row.match.name)
+            and at + 1 < len(rows)
+            and rows[at + 1].kind in ("text", "label", "direction")
+        )
+
+    for at, row in enumerate(rows):
+        if row.kind == "label" and is_name(at):
+            total += 1
+            spaced += at == 0 or rows[at - 1].kind not in ("text", "label")
+    needs_gap = spaced * 10 >= 9 * total and total > 3
+    with_colon = sum(row.kind == "label" and row.text[-1] in "：:" for row in rows) * 10 >= 9 * total
+    found: list[Row] = []
+    after_name = False
+    for at, row in enumerate(rows):
+        if row.kind != "label":
+            found.append(row)
+            after_name = after_name and row.kind == "direction"
+            continue
+        lone = not needs_gap or at == 0 or rows[at - 1].kind not in ("text", "label")
+        if not after_name and lone and is_name(at) and (not with_colon or row.text[-1] in "：:"):
+            found.append(row)
+            after_name = True
+        else:
+            found.append(Row("text", row.text))
+            after_name = False
+    return found
