@@ -53,6 +53,8 @@ class Imported:
     """The conversations of a file, and what of it they do not hold."""
 
     conversations: list[Conversation] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    """The line of the file each conversation begins on."""
     formats: Counter[str] = field(default_factory=Counter)
     """Records per format."""
     skipped: list[Skipped] = field(default_factory=list)
@@ -163,6 +165,7 @@ class _Record:
     def __init__(self, path: Path, value: Value, problems: Problems, imported: Imported) -> None:
         self.path = path
         self.record = value.value
+        self.line = value.first
         self.place = f"{path}:{value.first}: 第 {value.number} 条 / record {value.number}:"
         self.problems = problems
         self.imported = imported
@@ -184,6 +187,7 @@ class _Record:
         self.read_source()
         exchanges = tuple(self.exchanges())
         if exchanges:
+            self.imported.lines.append(self.line)
             self.imported.conversations.append(
                 Conversation(exchanges, "\n".join(dict.fromkeys(self.system)) or None, self.source)
             )

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huanhuan.dataset.jsonlines import not_json_reason, numbered_lines, parse, printable
+from huanhuan.dataset.jsonlines import UTF8_BOM, not_json_reason, numbered_lines, parse, printable
+from huanhuan.dataset.records import Conversation
 from huanhuan.errors import UserError, os_error_line
 from huanhuan.template import CONTROL_TOKENS, clean
 
@@ -76,9 +77,26 @@ def validate_file(path: Path | str, *, system: str | None = None) -> Validation:
             result.errors.append(f"{path}: {reason}")
             return result
         with path.open("rb") as file:
-            _Check(result, system).run(file)
+            if file.read(len(UTF8_BOM)) == UTF8_BOM:
+                # Python's JSON parser, which training uses, refuses it.
+                result.errors.append(
+                    f"{path}:1: 以字节序标记（BOM）开头 / starts with a byte-order mark: "
+                    "另存为不带 BOM 的 UTF-8 / save it as UTF-8 without BOM"
+                )
+            file.seek(0)
+            _Check(result, system).run(numbered_lines(file))
     except OSError as error:
         result.errors.append(os_error_line(path, error, "请检查路径和权限 / check the path and its permissions"))
+    return result
+
+
+def validate_records(
+    path: Path | str, records: Iterable[Conversation], lines: Iterable[int], *, system: str | None = None
+) -> Validation:
+    """As :func:`validate_file` for ``records`` read from a file of another format, which stand on its ``lines``."""
+    result = Validation(Path(path))
+    texts = (json.dumps(record.to_json()).encode() for record in records)
+    _Check(result, system).run(zip(lines, texts, strict=True))
     return result
 
 
@@ -112,8 +130,9 @@ class _Check:
         self.system_lines: dict[str, int] = {}
         self.kinds: dict[str, tuple[str, int]] = {}
 
-    def run(self, lines: Iterable[bytes]) -> None:
-        for self.number, line in numbered_lines(lines):
+    def run(self, lines: Iterable[tuple[int, bytes]]) -> None:
+        """Check the lines, each with its number in the file."""
+        for self.number, line in lines:
             if not self.result.records and _is_document(line):
                 self.error("", f"不是每行一条的 JSON / is one JSON document, not JSON lines: {CONVERT_ADVICE}")
                 return
@@ -280,7 +299,7 @@ class _Check:
                 self.line(
                     "conversation[0].system",
                     f"系统提示有 {len(self.system_lines)} 种（第 {places} 行起）/ {len(self.system_lines)} different "
-                    "system prompts, none counted as one: 统一成角色卡的 / use the persona's throughout",
+                    "system prompts (having none counts as one): 统一成角色卡的 / use the persona's throughout",
                 )
             )
         for kind, count in self.told.items():

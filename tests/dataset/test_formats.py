@@ -94,6 +94,7 @@ def test_a_record_without_source_gets_its_lines(write):
     spans = [(source.first, source.last) for source in sources if source]
     assert [lines[first - 1].strip() for first, _ in spans] == ["{", "{"]
     assert [lines[last - 1].strip() for _, last in spans] == ["},", "}"]
+    assert read_file(path).lines == [first for first, _ in spans]
     (one,) = read_records(write("\n\n" + json.dumps(WRITTEN["xtuner"])))
     assert one.source == Source(str(path), 3, 3)
 

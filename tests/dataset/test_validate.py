@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from huanhuan.dataset.records import Conversation, Exchange, Source
-from huanhuan.dataset.validate import WARNING_PLACES, shared_records, validate_file
+from huanhuan.dataset.validate import WARNING_PLACES, shared_records, validate_file, validate_records
 from huanhuan.errors import UserError
 from huanhuan.template import CONTROL_TOKENS
 
@@ -199,9 +199,17 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path):
         assert errors[0].startswith(f"{path}: ")
 
 
-def test_bom_crlf_and_unicode_line_ends_are_no_problem(write):
+def test_a_byte_order_mark_is_one_error(write):
+    path = write(b"\xef\xbb\xbf" + line(exchange("一")).encode(), line(exchange("二")))
+    result = validate_file(path)
+    assert result.records == 2
+    assert [error.split(" ")[0] for error in result.errors] == [f"{path}:1:"]
+    assert "BOM" in result.errors[0]
+
+
+def test_crlf_and_unicode_line_ends_are_no_problem(write):
     text = "一\u2028二\u0085三"
-    path = write(b"\xef\xbb\xbf" + line(exchange(text)).encode() + b"\r", line(exchange("四")) + "\r")
+    path = write(line(exchange(text)) + "\r", line(exchange("四")) + "\r")
     result = validate_file(path)
     assert (result.errors, result.warnings, result.records) == ([], [], 2)
 
@@ -214,6 +222,14 @@ def test_records_shared_by_two_files(write):
     warnings = shared_records([train, val, other])
     assert len(warnings) == 1
     assert warnings[0].startswith(f"{val.path}:2: 1 条对话也在 {train.path} 里")
+
+
+def test_records_of_another_format_are_checked_where_they_stand():
+    records = [Conversation((Exchange("一", "二"),)), Conversation((Exchange("三", "四<s>"), Exchange("五", "六")))]
+    result = validate_records("data.json", records, [1, 40])
+    assert result.errors == []
+    assert [warning.split(" ")[:2] for warning in result.warnings] == [["data.json:40:", "[conversation[0].output]"]]
+    assert (result.records, result.exchanges) == (2, 3)
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), min_size=1).filter(
