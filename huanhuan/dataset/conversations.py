@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from huanhuan.dataset.records import Conversation, Exchange, Source
 from huanhuan.text.clean import join_lines
@@ -38,6 +39,7 @@ class Turn:
     speakers: tuple[str, ...]
     hers: bool
     text: str
+    file: str
     first: int
     last: int
     before: str = ""
@@ -53,7 +55,7 @@ class Pair:
     last: int
 
 
-def turns_of(scene: Scene, keys: Collection[str], *, keep_directions: bool = False) -> list[Turn]:
+def turns_of(scene: Scene, file: str, keys: Collection[str], *, keep_directions: bool = False) -> list[Turn]:
     """The turns of a scene. ``keys`` are the character's names through :func:`name_key`.
 
     A turn spoken by her together with others is hers, and lines of hers are one turn across a direction.
@@ -73,20 +75,30 @@ def turns_of(scene: Scene, keys: Collection[str], *, keep_directions: bool = Fal
             last.last = max(last.last, item.last)
             last.first = min(last.first, item.first)
         else:
-            turns.append(Turn(item.speakers, hers, text, item.first, item.last, directions))
+            turns.append(Turn(item.speakers, hers, text, file, item.first, item.last, directions))
         directions = ""
     return turns
 
 
-def pairs_of(turns: Sequence[Turn], file: str, options: CutOptions) -> tuple[list[Pair], list[Skipped]]:
-    """The exchanges of one scene, and the turns that are in none.
+@dataclass
+class Cut:
+    """The exchanges of one scene; the turns after her last one; what is in none of them."""
+
+    pairs: list[Pair]
+    open: list[Turn]
+    skipped: list[Skipped]
+
+
+def pairs_of(turns: Sequence[Turn], options: CutOptions, before: Sequence[Turn] = ()) -> Cut:
+    """The exchanges of one scene.
 
     The prompt is the turn of somebody else right before hers; with ``context`` also the turns before that, back to
-    her last one.
+    her last one. ``before`` are the open turns of the same scene in the file before; an exchange whose prompt is one
+    of them has the lines of the reply.
     """
     pairs: list[Pair] = []
     skipped: list[Skipped] = []
-    since: list[Turn] = []
+    since: list[Turn] = list(before)
     for turn in turns:
         if not turn.hers:
             since.append(turn)
@@ -96,15 +108,15 @@ def pairs_of(turns: Sequence[Turn], file: str, options: CutOptions) -> tuple[lis
             prompt, used = _prompt(since, options)
             if options.keep_directions and turn.before:
                 prompt = join_lines(prompt, turn.before)
-            pairs.append(Pair(prompt, turn.text, used[0].first, turn.last))
+            first = next((each.first for each in used if each.file == turn.file), turn.first)
+            pairs.append(Pair(prompt, turn.text, first, turn.last))
         elif options.openers == "direction" and turn.before:
             pairs.append(Pair(turn.before, turn.text, turn.first, turn.last))
         else:
-            skipped.append(Skipped(file, turn.first, turn.last, "no_prompt", turn.text))
-        skipped.extend(unused(since[: len(since) - len(used)], file))
+            skipped.append(Skipped(turn.file, turn.first, turn.last, "no_prompt", turn.text))
+        skipped.extend(unused(since[: len(since) - len(used)]))
         since = []
-    skipped.extend(unused(since, file))
-    return pairs, skipped
+    return Cut(pairs, since, skipped)
 
 
 def _prompt(since: list[Turn], options: CutOptions) -> tuple[str, list[Turn]]:
@@ -124,11 +136,12 @@ def _prompt(since: list[Turn], options: CutOptions) -> tuple[str, list[Turn]]:
     return "\n".join(reversed(lines)), since[-len(lines) :]
 
 
-def unused(turns: Sequence[Turn], file: str) -> Iterator[Skipped]:
-    """One entry for a run of turns that no reply follows."""
-    if turns:
-        shown = " / ".join(f"{'、'.join(turn.speakers)}：{turn.text}" for turn in turns[:3])
-        yield Skipped(file, min(turn.first for turn in turns), max(turn.last for turn in turns), "not_prompt", shown)
+def unused(turns: Sequence[Turn]) -> Iterator[Skipped]:
+    """One entry for a run of turns of one file that no reply follows."""
+    for file, run in groupby(turns, key=lambda turn: turn.file):
+        group = list(run)
+        shown = " / ".join(f"{'、'.join(turn.speakers)}：{turn.text}" for turn in group[:3])
+        yield Skipped(file, min(turn.first for turn in group), max(turn.last for turn in group), "not_prompt", shown)
 
 
 def conversations_of(pairs: Sequence[Pair], file: str, options: CutOptions, system: str | None) -> list[Conversation]:

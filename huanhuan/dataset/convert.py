@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huanhuan.dataset.conversations import CutOptions, Pair, conversations_of, pairs_of, turns_of
+from huanhuan.dataset.conversations import CutOptions, Pair, Turn, conversations_of, pairs_of, turns_of, unused
 from huanhuan.dataset.filters import FilterOptions, Filters
 from huanhuan.dataset.identity import identity_records
 from huanhuan.dataset.records import Conversation
@@ -72,9 +72,20 @@ class _Unit:
     """A scene's records as lines of JSON, and whether the scene may be held out."""
 
     order: int
-    free: bool
-    lines: list[str]
-    exchanges: int
+    free: bool = True
+    lines: list[str] = field(default_factory=list)
+    exchanges: int = 0
+
+
+@dataclass
+class _Tail:
+    """The last scene of a file, which the next one may continue: its turns since the character's last one."""
+
+    key: str
+    heading: str
+    turns: list[Turn]
+    hers: bool
+    unit: _Unit | None
 
 
 class Conversion:
@@ -94,13 +105,14 @@ class Conversion:
         self.first_place: dict[str, tuple[str, int]] = {}
         self.lengths = {"prompt": array("L"), "reply": array("L"), "record": array("L")}
         self.samples: list[tuple[int, int, str]] = []
+        self.tail: _Tail | None = None
 
     def add(self, script: Script) -> None:
         """Take the records of one file."""
         speeches = 0
         self.skipped.extend(script.skipped)
         for scene in script.scenes:
-            speeches += self._add_scene(scene, script.file)
+            speeches += self._add_scene(scene, script.file, scene is script.scenes[-1])
         self.files.append(
             FileStats(script.file, script.encoding, script.layout, script.lines, speeches, len(script.scenes))
         )
@@ -111,7 +123,7 @@ class Conversion:
         self.counts["speeches"] += speeches
         self.counts["scenes"] += len(script.scenes)
 
-    def _add_scene(self, scene: Scene, file: str) -> int:
+    def _add_scene(self, scene: Scene, file: str, is_last: bool) -> int:
         """Take the records of one scene; returns the number of its speeches."""
         speeches = scene.speeches
         for item in scene.items:
@@ -119,18 +131,49 @@ class Conversion:
                 self.counts["directions"] += 1
                 self.skipped.append(Skipped(file, item.first, item.last, "direction", item.text))
         hers = sum(any(name_key(name) in self.keys for name in speech.speakers) for speech in speeches)
-        if not hers:
-            if speeches:
-                shown = f"{scene.heading} {len(speeches)} 句 / speeches".strip()
-                self.skipped.append(Skipped(file, speeches[0].first, speeches[-1].last, "other_scene", shown))
+        tail = self._continued(scene)
+        if not hers and not is_last:
+            self._other_scene(scene.heading, turns_of(scene, file, ()))
             return len(speeches)
-        self.counts["scenes_with_character"] += 1
-        self.counts["character_speeches"] += hers
-        turns = turns_of(scene, self.keys, keep_directions=self.options.cut.keep_directions)
-        self.counts["character_turns"] += sum(turn.hers for turn in turns)
-        pairs, skipped = pairs_of(turns, file, self.options.cut)
-        self.skipped.extend(skipped)
-        self.counts["pairs"] += len(pairs)
+        turns = turns_of(scene, file, self.keys, keep_directions=self.options.cut.keep_directions)
+        cut = pairs_of(turns, self.options.cut, tail.turns if tail else ())
+        unit = tail.unit if tail else None
+        if hers:
+            self.counts["scenes_with_character"] += tail is None or not tail.hers
+            self.counts["character_speeches"] += hers
+            self.counts["character_turns"] += sum(turn.hers for turn in turns)
+            self.counts["pairs"] += len(cut.pairs)
+            self.skipped.extend(cut.skipped)
+            unit = self._add_pairs(cut.pairs, file, unit)
+        if is_last:
+            self.tail = _Tail(scene.key, scene.heading, cut.open, bool(hers), unit)
+        else:
+            self.skipped.extend(unused(cut.open))
+        return len(speeches)
+
+    def _continued(self, scene: Scene) -> _Tail | None:
+        """The end of the file before if ``scene`` goes on from there; what is left of it is unused."""
+        tail, self.tail = self.tail, None
+        if tail is None:
+            return None
+        if scene.continues and scene.key == tail.key:
+            return tail
+        self._close(tail)
+        return None
+
+    def _close(self, tail: _Tail) -> None:
+        if tail.hers:
+            self.skipped.extend(unused(tail.turns))
+        else:
+            self._other_scene(tail.heading, tail.turns)
+
+    def _other_scene(self, heading: str, turns: Sequence[Turn]) -> None:
+        if turns:
+            shown = f"{heading} {len(turns)} 句 / turns".strip()
+            self.skipped.append(Skipped(turns[-1].file, turns[0].first, turns[-1].last, "other_scene", shown))
+
+    def _add_pairs(self, pairs: Sequence[Pair], file: str, unit: _Unit | None) -> _Unit | None:
+        """Take what the filters leave of the exchanges of a scene, of which ``unit`` is the part before."""
         kept: list[Pair] = []
         for pair in pairs:
             reason = self.filters.reason(pair.input, pair.output)
@@ -138,20 +181,19 @@ class Conversion:
                 self.skipped.append(Skipped(file, pair.first, pair.last, reason, f"{pair.input} → {pair.output}"))
             else:
                 kept.append(pair)
-        if kept:
-            free = not any(pair.input in self.starters for pair in kept)
-            self._add_unit(conversations_of(kept, file, self.options.cut, self.options.system), free)
-        return len(speeches)
-
-    def _add_unit(self, conversations: Sequence[Conversation], free: bool) -> None:
-        """Remember the records of one scene, as the lines that will be written."""
-        lines = [self._line(conversation) for conversation in conversations]
-        first = conversations[0].exchanges[0]
-        order = rank(self.options.seed, f"{first.input}\n{first.output}\n{len(self.units)}")
-        exchanges = sum(len(conversation.exchanges) for conversation in conversations)
-        self.units.append(_Unit(order, free, lines, exchanges))
-        self.counts["records"] += len(lines)
-        self.counts["exchanges"] += exchanges
+        if not kept:
+            return unit
+        if unit is None:
+            order = rank(self.options.seed, f"{kept[0].input}\n{kept[0].output}\n{len(self.units)}")
+            unit = _Unit(order)
+            self.units.append(unit)
+        conversations = conversations_of(kept, file, self.options.cut, self.options.system)
+        unit.lines.extend(self._line(conversation) for conversation in conversations)
+        unit.exchanges += len(kept)
+        unit.free = unit.free and not any(pair.input in self.starters for pair in kept)
+        self.counts["records"] += len(conversations)
+        self.counts["exchanges"] += len(kept)
+        return unit
 
     def _line(self, conversation: Conversation) -> str:
         line = json.dumps(conversation.to_json(), ensure_ascii=False)
@@ -173,6 +215,8 @@ class Conversion:
 
         Raises: UserError if nobody speaks, the character never does, or nothing is left.
         """
+        if self.tail:
+            self._close(self.tail)
         self._check()
         identity = self._identity()
         val = choose_val(

@@ -42,12 +42,18 @@ class Direction:
 
 @dataclass(slots=True)
 class Scene:
-    """What belongs together; ``heading`` is a label only and may repeat."""
+    """What belongs together; ``heading`` is a label only and may repeat.
+
+    ``key`` is the number in the heading. ``continues``: the heading says that the scene goes on from an earlier one
+    that this file does not hold.
+    """
 
     heading: str
     first: int
     last: int
     items: list[Speech | Direction] = field(default_factory=list)
+    key: str = ""
+    continues: bool = False
 
     @property
     def speeches(self) -> list[Speech]:

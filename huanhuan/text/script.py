@@ -223,7 +223,8 @@ class _Builder:
                 self.scene = scenes[earlier]
             else:
                 self.scene = None
-                self._open_scene(heading.text, number)
+                opened = self._open_scene(heading.text, number)
+                opened.key, opened.continues = heading.key, heading.continued
                 self.scene_of_key[heading.key] = len(scenes) - 1
         else:
             self._close_scene()
