@@ -1,8 +1,8 @@
-"""InternLM2-7B, every weight trained. One GPU with 40 GB or more, or several with DeepSpeed ZeRO.
+"""InternLM2-7B, every weight trained. One GPU with 80 GB, or several with DeepSpeed ZeRO.
 
-xtuner train configs/huanhuan_full.py
-NPROC_PER_NODE=8 xtuner train configs/huanhuan_full.py --deepspeed deepspeed_zero3
-python tools/merge_hf.py configs/huanhuan_full.py --out models/huanhuan
+    xtuner train configs/huanhuan_full.py
+    NPROC_PER_NODE=8 xtuner train configs/huanhuan_full.py --deepspeed deepspeed_zero3
+    python tools/merge_hf.py configs/huanhuan_full.py --out models/huanhuan
 """
 
 from mmengine.config import read_base
@@ -18,9 +18,9 @@ from huanhuan.training.model import PackedFinetune
 
 model = dict(
     type=PackedFinetune,
-    use_activation_checkpointing=True,
     attention="auto",
-    kernels="liger",
+    kernels="compile",
+    use_activation_checkpointing=False,
     llm=dict(
         type=AutoModelForCausalLM.from_pretrained,
         pretrained_model_name_or_path=pretrained_model_name_or_path,

@@ -20,6 +20,7 @@ model.llm.quantization_config.bnb_4bit_compute_dtype = torch.float32
 # So small a base learns replies by heart only if its output head may change too
 model.lora.target_modules = ["wqkv", "wo", "w1", "w2", "w3", "output"]
 model.use_activation_checkpointing = False
+model.kernels = "plain"
 
 train_dataloader.update(batch_size=8, collate_fn=dict(pad_to=None))
 train_dataloader.dataset.update(max_length=512, pack_length=None)

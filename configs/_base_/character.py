@@ -7,13 +7,13 @@ from mmengine.dataset import DefaultSampler
 from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
 from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
 from mmengine.runner import ValLoop
-from mmengine.visualization import TensorboardVisBackend, Visualizer
+from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
 from torch.optim import AdamW
 from transformers import AutoTokenizer
 
 from huanhuan.training.base import find_base
 from huanhuan.training.data import DialogueDataset, collate_pack
-from huanhuan.training.hooks import RandomStateHook, SampleRepliesHook, StopAtNaNHook
+from huanhuan.training.hooks import RandomStateHook, SampleRepliesHook, StopAtNaNHook, ThroughputHook
 from huanhuan.training.loop import PackedTrainLoop
 from huanhuan.training.metrics import Perplexity
 
@@ -96,6 +96,7 @@ default_hooks = dict(
 custom_hooks = [
     dict(type=SampleRepliesHook, tokenizer=tokenizer, persona=persona),
     dict(type=StopAtNaNHook, every=10),
+    dict(type=ThroughputHook),
     dict(type=RandomStateHook),
 ]
 env_cfg = dict(
@@ -103,8 +104,9 @@ env_cfg = dict(
     mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
     dist_cfg=dict(backend="nccl"),
 )
-visualizer = dict(type=Visualizer, vis_backends=[dict(type=TensorboardVisBackend)])
-log_processor = dict(by_epoch=False, window_size=10)
+visualizer = dict(type=Visualizer, vis_backends=[dict(type=LocalVisBackend), dict(type=TensorboardVisBackend)])
+# The running mean is for training losses; a held-out loss is one number.
+log_processor = dict(by_epoch=False, window_size=10, mean_pattern=r"^(?!.*held_out).*(loss|time|grad_norm|eta)")
 log_level = "INFO"
 load_from = None
 resume = False

@@ -147,7 +147,8 @@ def collate_pack(items: Sequence[list[Dialogue]], pad_to: int | None = None) -> 
     """Join dialogues into one row: what :class:`huanhuan.training.model.PackedFinetune` takes.
 
     ``input_ids``, ``labels``, ``position_ids``: int64 ``(1, length)``, positions restarting with each dialogue;
-    ``starts``: int32 ``(documents + 1,)``; ``longest``: tokens; ``sources``: where each dialogue came from.
+    ``starts``: int32 ``(documents + 1,)``; ``longest``: tokens of the longest dialogue; ``tokens``: without padding.
+    ``data_samples`` names where each dialogue came from.
     With ``pad_to`` the row is filled to that many tokens, as compiled layers want it, by a last dialogue of
     which nothing is learned, and ``starts`` is padded by empty dialogues to a multiple of 64.
     """
@@ -155,6 +156,7 @@ def collate_pack(items: Sequence[list[Dialogue]], pad_to: int | None = None) -> 
     ids = [token for dialogue in dialogues for token in dialogue.input_ids]
     labels = [label for dialogue in dialogues for label in dialogue.labels]
     lengths = [len(dialogue.input_ids) for dialogue in dialogues]
+    tokens = len(ids)
     if pad_to is not None and len(ids) < pad_to:
         lengths.append(pad_to - len(ids))
         labels += [IGNORE] * lengths[-1]
@@ -173,6 +175,7 @@ def collate_pack(items: Sequence[list[Dialogue]], pad_to: int | None = None) -> 
         "position_ids": positions.unsqueeze(0),
         "starts": torch.tensor(starts, dtype=torch.int32),
         "longest": longest,
+        "tokens": tokens,
     }
     return {"data": data, "data_samples": [dialogue.source for dialogue in dialogues]}
 

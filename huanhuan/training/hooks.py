@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,6 +100,42 @@ class StopAtNaNHook(Hook):
             f"step {runner.iter + 1}: loss 不是有限数 / is not finite (records {', '.join(records[:8])}): "
             "降低学习率或检查这些记录，再用 --resume 从上一个检查点继续 / lower lr or check them, then --resume the last checkpoint"
         )
+
+
+class ThroughputHook(Hook):
+    """Logs ``tokens_per_second`` (padding not counted) and, on a GPU, the peak of its memory in GiB.
+
+    The rate is that of this process over the steps since the last log line; validation is left out.
+    """
+
+    def __init__(self, interval: int = 10) -> None:
+        self.interval = interval
+        self._restart()
+
+    def _restart(self) -> None:
+        self._tokens, self._since = 0, time.perf_counter()
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """Start the clock."""
+        self._restart()
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Count the batch; hand the rate to the log every ``interval`` steps."""
+        self._tokens += int(data_batch["data"]["tokens"])
+        if not self.every_n_train_iters(runner, self.interval):
+            return
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            runner.message_hub.update_scalar("train/peak_gib", torch.cuda.max_memory_allocated() / 2**30)
+        rate = self._tokens / (time.perf_counter() - self._since)
+        runner.message_hub.update_scalar("train/tokens_per_second", rate)
+        self._restart()
+
+    def after_val(self, runner: Any) -> None:
+        """What validation took is no training time."""
+        self._restart()
 
 
 class RandomStateHook(Hook):

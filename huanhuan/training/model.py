@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from xtuner.model import SupervisedFinetune
 
+from huanhuan.errors import UserError
 from huanhuan.training.attention import Kernel, choose_kernel, locate_documents
+from huanhuan.training.fp8 import freeze_in_fp8, supports_fp8
 from huanhuan.training.layers import Kernels, decoder_layer, hidden_states
 from huanhuan.training.loss import summed_cross_entropy, supervised_positions
 
@@ -24,6 +26,7 @@ class PackedFinetune(SupervisedFinetune):
     - ``kernels``: "plain", "compile" (each decoder layer through torch.compile) or "liger"; on a CPU always
       "plain";
     - ``fused_loss``: liger-kernel's fused linear cross-entropy; on a CPU a chunked one of the same value;
+    - ``fp8_base``: the frozen layers under LoRA adapters in FP8 (:mod:`huanhuan.training.fp8`);
     - ``adapter_dtype``: of the LoRA weights. float32 keeps small updates from being rounded away, and the
       products still run in the base's dtype.
     """
@@ -36,11 +39,13 @@ class PackedFinetune(SupervisedFinetune):
         attention: Kernel = "auto",
         kernels: Kernels = "plain",
         fused_loss: bool = True,
+        fp8_base: bool = False,
         adapter_dtype: torch.dtype = torch.float32,
         use_activation_checkpointing: bool = False,
         **kwargs: Any,
     ) -> None:
         self.adapter_dtype = adapter_dtype
+        self.fp8_base = fp8_base
         # XTuner would switch on the checkpointing of the released code's own forward, which is not the one
         # that trains here.
         super().__init__(llm, lora=lora, use_activation_checkpointing=False, **kwargs)
@@ -95,6 +100,12 @@ class PackedFinetune(SupervisedFinetune):
                 parameter.data = parameter.data.to(self.adapter_dtype)
         if peft_model is not None:
             load_checkpoint(self, peft_model)
+        if self.fp8_base:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            if device.type == "cuda" and not supports_fp8(device):
+                card = torch.cuda.get_device_name()
+                raise UserError(f"{card}: 不支持 FP8 / has no FP8: 改用 huanhuan_lora / use huanhuan_lora")
+            freeze_in_fp8(self.llm, device)
 
     @property
     def causal_lm(self) -> Any:

@@ -1,0 +1,171 @@
+"""Training speed of the recipes on one GPU, each through XTuner's own train script, the original recipe included.
+
+    python bench/random_base.py /somewhere/base
+    python bench/train.py --base /somewhere/base [--steps 40] [--out bench/results] [VARIANT ...]
+
+Every variant trains on the same dialogues of 40 to 400 tokens; tokens per second count no padding and are the
+median of the log lines after the first third. Share of peak: 4N FLOPs a token for LoRA and QLoRA, 6N for full
+training, N the parameters in products, 790 TFLOP/s.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+PEAK = 790e12
+PARAMETERS = 7.36e9
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recipe with overrides."""
+
+    recipe: str
+    options: tuple[str, ...] = ()
+    flops: int = 4
+    row_tokens: int = 0
+    """Tokens of a step where the recipe does not log its own rate."""
+    steps_factor: float = 1.0
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def packed(tokens: int) -> tuple[str, ...]:
+    """Overrides for packs of ``tokens``."""
+    return (f"train_dataloader.dataset.pack_length={tokens}", f"train_dataloader.collate_fn.pad_to={tokens}")
+
+
+VARIANTS = {
+    "original": Variant("bench/original_qlora.py", row_tokens=512),
+    "qlora-16gib": Variant("configs/huanhuan_qlora.py"),
+    "qlora-16gib-16k": Variant("configs/huanhuan_qlora.py", packed(16384), steps_factor=0.6),
+    "qlora-fast": Variant("configs/huanhuan_qlora_fast.py"),
+    "qlora-liger": Variant("configs/huanhuan_qlora_fast.py", ("model.kernels=liger",)),
+    "qlora-fast-16k": Variant("configs/huanhuan_qlora_fast.py", packed(16384), steps_factor=0.6),
+    "lora": Variant("configs/huanhuan_lora.py"),
+    "lora-16k": Variant("configs/huanhuan_lora.py", packed(16384), steps_factor=0.6),
+    "lora-fp8": Variant("configs/huanhuan_lora_fp8.py"),
+    "lora-fp8-16k": Variant("configs/huanhuan_lora_fp8.py", packed(16384), steps_factor=0.6),
+    "full": Variant("configs/huanhuan_full.py", flops=6),
+    "full-16k": Variant("configs/huanhuan_full.py", packed(16384), flops=6, steps_factor=0.6),
+}
+
+
+def write_dialogues(path: Path, base: Path, count: int = 2400) -> float:
+    """Synthetic dialogues of 40 to 400 tokens, over 30 % of them supervised; returns that share."""
+    from transformers import AutoTokenizer
+
+    from bench.random_base import CHARACTERS
+    from huanhuan.training.data import encode_record
+
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=True)
+    chance = random.Random(0)
+    tokens = supervised = 0
+
+    def text(length: int) -> str:
+        return "".join(chance.choices(CHARACTERS, k=length))
+
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(count):
+            exchanges = []
+            wanted = chance.randint(30, 360)
+            while wanted > 0:
+                asked, said = chance.randint(8, 30), chance.randint(12, 40)
+                exchanges.append({"input": text(asked), "output": text(said)})
+                wanted -= asked + said + 12
+            record = {"conversation": exchanges}
+            encoded = encode_record(json.loads(json.dumps(record)), tokenizer)
+            tokens += len(encoded["input_ids"])
+            supervised += sum(label >= 0 for label in encoded["labels"])
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    return supervised / tokens
+
+
+def run(name: str, variant: Variant, base: Path, folder: Path, steps: int, log: Path) -> dict[str, object]:
+    """Train ``variant`` for a few steps; returns what its log says."""
+    import os
+
+    steps = max(20, int(steps * variant.steps_factor))
+    options = [
+        f"train_cfg.max_iters={steps}",
+        "default_hooks.checkpoint.interval=1000000",
+        "default_hooks.logger.interval=5",
+    ]
+    if name == "original":
+        options += [f"train_dataloader.dataset.dataset.data_files.train={folder / 'train.jsonl'}"]
+    else:
+        options += [
+            "train_cfg.max_epochs=None",
+            "train_cfg.validations=1",
+            f"train_dataloader.dataset.path={folder / 'train.jsonl'}",
+            f"val_dataloader.dataset.path={folder / 'val.jsonl'}",
+            "custom_hooks.0.starters=0",
+            "custom_hooks.2.interval=5",
+        ]
+    options += ["default_hooks.checkpoint.save_last=False", "default_hooks.checkpoint.save_best=None", *variant.options]
+    work = folder / name
+    command = [sys.executable, "-m", "huanhuan.training.run_xtuner", str(ROOT / variant.recipe)]
+    command += ["--work-dir", str(work), "--cfg-options", *options]
+    environment = os.environ | {"HUANHUAN_BASE": str(base)} | variant.environment
+    started = time.time()
+    with log.open("w") as output:
+        try:
+            code = subprocess.run(
+                command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False, timeout=400
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = -1
+    row: dict[str, object] = {"variant": name, "exit": code, "wall_s": round(time.time() - started)}
+    scalars = sorted(work.glob("*/vis_data/scalars.json"))
+    if not scalars:
+        return row
+    lines = [json.loads(line) for line in scalars[-1].read_text().splitlines()]
+    lines = [line for line in lines if "loss" in line]
+    timed = lines[len(lines) // 3 :]
+    if not timed:
+        return row
+    rates = [line.get("tokens_per_second") or variant.row_tokens / line["time"] for line in timed]
+    rate = statistics.median(rates)
+    row |= {
+        "tok_s": round(rate),
+        "of_peak": f"{variant.flops * PARAMETERS * rate / PEAK:.0%}",
+        "peak_gib": round(max(line.get("peak_gib", line.get("memory", 0) / 1024) for line in lines), 1),
+        "first_loss": lines[0]["loss"],
+        "last_loss": lines[-1]["loss"],
+    }
+    return row
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--base", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--steps", type=int, default=40, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the logs and train.json.")
+def main(names: tuple[str, ...], base: Path, steps: int, out: Path) -> None:
+    """Measure the VARIANTs (default: all) and print a table."""
+    import tempfile
+
+    out.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="bench-train-"))
+    share = write_dialogues(folder / "train.jsonl", base)
+    write_dialogues(folder / "val.jsonl", base, 40)
+    print(f"supervised share of the tokens: {share:.1%}", flush=True)
+    rows = []
+    for name in names or VARIANTS:
+        rows.append(run(name, VARIANTS[name], base.resolve(), folder, steps, out / f"{name}.log"))
+        print(json.dumps(rows[-1]), flush=True)
+        (out / "train.json").write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

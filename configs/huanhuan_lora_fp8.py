@@ -1,0 +1,14 @@
+"""InternLM2-7B, LoRA over a frozen FP8 base. One Ada, Hopper or Blackwell GPU with 80 GB.
+
+    xtuner train configs/huanhuan_lora_fp8.py
+    python tools/merge_hf.py configs/huanhuan_lora_fp8.py --out models/huanhuan
+
+The adapter is merged into the bfloat16 weights.
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from ._base_.lora import *
+
+model.fp8_base = True

@@ -1,0 +1,13 @@
+"""huanhuan_qlora for a card with memory to spare (48 GB): nothing is computed twice, layers are compiled.
+
+    xtuner train configs/huanhuan_qlora_fast.py
+    python tools/merge_hf.py configs/huanhuan_qlora_fast.py --out models/huanhuan
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .huanhuan_qlora import *
+
+model.use_activation_checkpointing = False
+model.kernels = "compile"

@@ -1,0 +1,68 @@
+"""Reading a recipe without training it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huanhuan.errors import UserError
+from huanhuan.paths import CONFIGS
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe given as a path, or as a name in configs/.
+
+    Raises: UserError naming the recipes there are.
+    """
+    candidates = (Path(name), CONFIGS / name, CONFIGS / f"{name}.py")
+    for path in candidates:
+        if path.is_file():
+            return path.resolve()
+    known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.py")))
+    raise UserError(f"{name}: 没有这个配方 / no such recipe: use one of {known}")
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Any:
+    """The recipe as an mmengine ``Config``; ``overrides`` are ``key=value`` as ``--cfg-options`` takes them.
+
+    Raises: UserError with the reason if the file cannot be read as a recipe.
+    """
+    from mmengine.config import Config, DictAction
+
+    try:
+        recipe = Config.fromfile(str(path))
+        if overrides:
+            import argparse
+
+            parser = argparse.ArgumentParser()
+            parser.add_argument("--cfg-options", nargs="+", action=DictAction)
+            recipe.merge_from_dict(parser.parse_args(["--cfg-options", *overrides]).cfg_options)
+    except UserError:
+        raise
+    except Exception as error:  # a recipe is Python: anything may be wrong with it
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{path}: 配方读不了 / cannot load the recipe: {type(error).__name__}: {reason}: 改正它 / fix it"
+        ) from error
+    return recipe
+
+
+def work_dir_of(path: Path, recipe: Any, work_dir: str | None = None) -> Path:
+    """Where a run writes: the option, else the recipe's own, else XTuner's ``work_dirs/<recipe>`` below the current folder."""
+    return Path(work_dir or recipe.get("work_dir") or Path("work_dirs") / path.stem)
+
+
+def newest_checkpoint(work_dir: Path) -> Path | None:
+    """The checkpoint that ``last_checkpoint`` of a run names, else the newest ``.pth``; None if there is none.
+
+    mmengine writes absolute paths there; a folder that has been moved since is looked through by name.
+    """
+    marker = work_dir / "last_checkpoint"
+    if marker.is_file():
+        named = Path(marker.read_text("utf-8").strip())
+        for path in (named, work_dir / named.name):
+            if path.exists():
+                return path
+    found = sorted(work_dir.glob("*.pth"), key=lambda path: path.stat().st_mtime)
+    return found[-1] if found else None
