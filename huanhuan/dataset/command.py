@@ -119,7 +119,18 @@ def summary(out: Path, result: Result) -> str:
         f"{report.character}: {counts.get('character_speeches', 0)} 句台词 / speeches, "
         f"{counts.get('pairs', 0)} 组对话 / exchanges found, {counts['exchanges']} 组写入 / written"
     )
-    shown = ("no_prompt", "short", "interjection", "duplicate", "near_duplicate", "unlabelled", "unbalanced")
+    shown = (
+        "no_prompt",
+        "unknown_prompt",
+        "unattributed",
+        "not_speech",
+        "short",
+        "interjection",
+        "duplicate",
+        "near_duplicate",
+        "unlabelled",
+        "unbalanced",
+    )
     rows.extend(
         f"  {report.skipped_counts[reason]}: {REASONS[reason]}" for reason in shown if report.skipped_counts.get(reason)
     )

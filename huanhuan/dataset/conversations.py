@@ -34,7 +34,10 @@ class CutOptions:
 
 @dataclass(slots=True)
 class Turn:
-    """Consecutive lines of one speaker; ``before`` are the directions that stand right before it."""
+    """Consecutive lines of one speaker; ``before`` are the directions that stand right before it.
+
+    ``unknown``: nobody knows who speaks, so it is neither a prompt nor a reply and parts what is around it.
+    """
 
     speakers: tuple[str, ...]
     hers: bool
@@ -43,6 +46,7 @@ class Turn:
     first: int
     last: int
     before: str = ""
+    unknown: bool = False
 
 
 @dataclass(slots=True)
@@ -64,6 +68,10 @@ def turns_of(scene: Scene, file: str, keys: Collection[str], *, keep_directions:
     directions = ""
     for item in scene.items:
         if isinstance(item, Direction):
+            if item.breaks:
+                turns.append(Turn((), False, "", file, item.first, item.last, unknown=True))
+                directions = ""
+                continue
             directions = join_lines(directions, f"（{item.text}）")
             continue
         hers = any(name_key(name) in keys for name in item.speakers)
@@ -99,7 +107,12 @@ def pairs_of(turns: Sequence[Turn], options: CutOptions, before: Sequence[Turn] 
     pairs: list[Pair] = []
     skipped: list[Skipped] = []
     since: list[Turn] = list(before)
+    parted = False
     for turn in turns:
+        if turn.unknown:
+            skipped.extend(unused(since))
+            since, parted = [], True
+            continue
         if not turn.hers:
             since.append(turn)
             continue
@@ -110,12 +123,14 @@ def pairs_of(turns: Sequence[Turn], options: CutOptions, before: Sequence[Turn] 
                 prompt = join_lines(prompt, turn.before)
             first = next((each.first for each in used if each.file == turn.file), turn.first)
             pairs.append(Pair(prompt, turn.text, first, turn.last))
-        elif options.openers == "direction" and turn.before:
+        elif options.openers == "direction" and turn.before and not parted:
             pairs.append(Pair(turn.before, turn.text, turn.first, turn.last))
         else:
-            skipped.append(Skipped(turn.file, turn.first, turn.last, "no_prompt", turn.text))
+            skipped.append(
+                Skipped(turn.file, turn.first, turn.last, "unknown_prompt" if parted else "no_prompt", turn.text)
+            )
         skipped.extend(unused(since[: len(since) - len(used)]))
-        since = []
+        since, parted = [], False
     return Cut(pairs, since, skipped)
 
 

@@ -127,7 +127,7 @@ class Conversion:
         """Take the records of one scene; returns the number of its speeches."""
         speeches = scene.speeches
         for item in scene.items:
-            if isinstance(item, Direction):
+            if isinstance(item, Direction) and not item.breaks:
                 self.counts["directions"] += 1
                 self.skipped.append(Skipped(file, item.first, item.last, "direction", item.text))
         hers = sum(any(name_key(name) in self.keys for name in speech.speakers) for speech in speeches)

@@ -20,6 +20,7 @@ REASONS = {
     "not_speech": "不是对话的引语 / quotation that is not speech",
     "near_alias": "角色名疑似笔误 / speaker only nearly one of the names",
     "no_prompt": "开场白，前面没有别人的话 / opens the scene: nobody spoke before",
+    "unknown_prompt": "前一句说话人不明 / nobody evident spoke before",
     "other_scene": "没有该角色的场次 / scene without the character",
     "not_prompt": "不是对该角色说的最后一句 / turn that no reply follows",
     "short": "回复太短 / reply too short",

@@ -43,6 +43,10 @@ _BRACKET = re.compile(
 _LONE = re.compile(
     rf"{_MARKS}\s*(?:[【\[<]\s*(?P<boxed>{_NAME})\s*[】\]>]|(?P<name>{_NAME}))\s*{_MARKS}(?P<beat>{_BEAT}*)\s*[{COLONS}.]?\s*{_MARKS}\s*$"
 )
+# Where a voice comes from, or that a speech goes on, is no stage direction.
+_TECHNICAL = re.compile(
+    r"(?:\b(?:CONT[’']?D|CONTINUED|CONT|MORE|V\.?\s?O|O\.?\s?[SC])\b\.?|^\s*[续續]\s*$)", re.IGNORECASE
+)
 _BARE = re.compile(r"[（(【\[〔]|[）)】\]〕]")
 
 # Labels that head a line of a script without anybody speaking.
@@ -147,7 +151,7 @@ def _named(name: str, beat: str, speech: str) -> Match | None:
     name = name.strip(" \t　*_")
     if not name or speech.startswith("//"):
         return None
-    shown = _BARE.sub(" ", beat).strip() if beat else ""
+    shown = " ".join(_TECHNICAL.sub("", _BARE.sub(" ", beat)).split()) if beat else ""
     shorter = _SUFFIX.sub("", name)
     if shorter and shorter != name:
         shown = f"{name[len(shorter) :].strip()} {shown}".strip()
@@ -194,7 +198,8 @@ class Speakers:
     """Who is who among the labels of the files read so far."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
-        self.aliases = {name_key(name) for name in names}
+        self.names = tuple(names)
+        self.aliases = {name_key(name) for name in self.names}
         self.counts: Counter[str] = Counter()
 
     def add(self, labels: Counter[str]) -> None:

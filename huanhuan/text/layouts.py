@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 
 from huanhuan.text.clean import CLOSING, OPENING
+from huanhuan.text.fountain import character_cue
 from huanhuan.text.headings import read_heading
 from huanhuan.text.labels import MATCHERS, could_be_name, is_narrator, name_key, strip_prefix
+from huanhuan.text.quotes import quote_pair
 
-LAYOUTS = ("colon", "tab", "bracket", "name-line")
+LABELLED = ("colon", "tab", "bracket", "name-line")
+LAYOUTS = (*LABELLED, "fountain", "quotes")
 _LOOK_AT = 4000
 
 
@@ -26,28 +29,57 @@ def detect_layout(lines: list[str]) -> str | None:
     ]
     if not plain:
         return None
-    scores = {layout: _explained(plain, layout) / len(plain) for layout in LAYOUTS}
+    scores = {layout: _explained(plain, layout) / len(plain) for layout in LABELLED}
+    scores["fountain"] = _cues(lines[: 4 * _LOOK_AT]) / len(plain)
+    scores["quotes"] = _quoting(plain) / len(plain)
     best = max(LAYOUTS, key=lambda layout: scores[layout])
     return best if scores[best] > 0.02 else None
+
+
+def _quoting(plain: list[str]) -> float:
+    """Paragraphs that hold a quotation; the narration between them belongs to the layout too, so they count more."""
+    if not (pair := quote_pair(plain)):
+        return 0.0
+    quoted = sum(pair[0] in text for text in plain)
+    # Quotation marks in the lines of a script are no novel: there a label stands before nearly every one.
+    return quoted * 0.9 if quoted * 5 >= len(plain) else quoted * 0.3
+
+
+def _cues(lines: list[str]) -> float:
+    """Lines that screenplay cues explain: upper-case names after a blank line and the speech under them."""
+    counts: Counter[str] = Counter()
+    spoken: Counter[str] = Counter()
+    for at, line in enumerate(lines[:-1]):
+        if line.strip() and lines[at + 1].strip() and (at == 0 or not lines[at - 1].strip()):
+            cue = character_cue(line)
+            if cue and not is_narrator(cue.name) and not read_heading(line):
+                counts[name_key(cue.name)] += 1
+                end = at + 1
+                while end < min(len(lines), at + 40) and lines[end].strip():
+                    end += 1
+                spoken[name_key(cue.name)] += end - at
+    # A little more than the same lines count as names on lines of their own, which is the more general layout.
+    return 1.05 * sum(spoken[name] if count > 1 else spoken[name] / 2 for name, count in counts.items())
 
 
 def _explained(plain: list[str], layout: str) -> float:
     matcher = MATCHERS[layout]
     counts: Counter[str] = Counter()
     spoken = 0.0
-    for text in plain:
+    for at, text in enumerate(plain):
         match = matcher(text)
         if match is None or is_narrator(match.name) or not could_be_name(match.name):
             continue
-        if layout == "name-line" and text[-1] in "。！？!?…，,":
-            continue
-        # A name alone is half of a pair of lines in the other layouts, and explains two here.
-        if layout != "name-line" and not match.speech:
+        if layout == "name-line":
+            if text[-1] in "。！？!?…，," or at + 1 == len(plain):
+                continue
+        elif not match.speech:
             continue
         counts[name_key(match.name)] += 1
     for count in counts.values():
         spoken += count if count > 1 else 0.5
     if layout == "name-line":
+        # A name alone explains the line below it as well.
         recurring = sum(count for count in counts.values() if count > 1)
         return 2 * recurring if recurring > 1 else spoken
     return spoken

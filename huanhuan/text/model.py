@@ -33,11 +33,15 @@ class Speech:
 
 @dataclass(slots=True)
 class Direction:
-    """A stage direction on lines of its own, without its brackets."""
+    """A stage direction on lines of its own, without its brackets.
+
+    ``breaks``: something was said here by nobody evident, so what came before is not answered by what comes after.
+    """
 
     text: str
     first: int
     last: int
+    breaks: bool = False
 
 
 @dataclass(slots=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from huanhuan.errors import UserError
 from huanhuan.text.clean import split_lines
+from huanhuan.text.fountain import parse_fountain
 from huanhuan.text.labels import Speakers
 from huanhuan.text.layouts import LAYOUTS, detect_layout
 from huanhuan.text.model import Script, Skipped
+from huanhuan.text.novel import parse_novel
 from huanhuan.text.script import classify, parse
 from huanhuan.text.sources import SourceFile, read_text
 
@@ -19,6 +21,8 @@ def read_script(
     Raises: UserError if the file cannot be read as text.
     """
     text, found = read_text(source, encoding)
+    if source.path.suffix.lower() == ".fountain":
+        layout = layout or "fountain"
     return parse_text(
         text,
         source.name,
@@ -54,4 +58,8 @@ def parse_text(
             if line.strip()
         ]
         return script
+    if chosen == "fountain":
+        return parse_fountain(script, lines, speakers)
+    if chosen == "quotes":
+        return parse_novel(script, lines, speakers)
     return parse(script, lines, classify(lines, chosen, markdown=markdown), speakers)

@@ -1,0 +1,122 @@
+"""Quotations of a novel: where each begins and ends, over paragraphs too, and whether it is speech at all."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_PAIRS = (("“", "”"), ("「", "」"), ("『", "』"), ("＂", "＂"), ('"', '"'))
+_ENDS = re.compile("[。！？…，；：、—～!?.,;~-][’』」]?$")
+# What introduces an inscription, a name or a sound instead of speech.
+_WRITTEN = re.compile(
+    "(?:[写寫题題刻书書镌鐫绣繡印贴貼署][着著了有道曰的是为為成]*|[大横].?书|[取起]名[叫曰为為]?|[称稱]?之?[为為]|名[叫曰为為唤喚]|[叫唤喚]作|叫做|所谓|所謂"
+    "|一个|一個|两个|个|個|[这這那]个?|联云|联道|诗云|诗曰|词曰|曲云|批曰|匾|额|字|的)[：:∶，,]?$"
+)
+_LONGEST = 30
+
+
+@dataclass(slots=True)
+class Quote:
+    """One quotation. ``lead`` is the narration before it back to the quotation before it, ``trail`` the narration after.
+
+    ``first`` and ``last`` are 1-based lines; ``apart`` counts characters of narration since the quotation before,
+    over paragraphs.
+    """
+
+    text: str
+    lead: str
+    trail: str
+    first: int
+    last: int
+    apart: int
+    paragraphs: int
+    balanced: bool = True
+
+
+def quote_pair(texts: list[str]) -> tuple[str, str] | None:
+    """The pair of quotation marks that the text uses most, or None if it has none."""
+    counts = {pair: sum(text.count(pair[0]) for text in texts) for pair in _PAIRS}
+    best = max(counts, key=lambda pair: counts[pair])
+    return best if counts[best] else None
+
+
+def quotations(lines: list[str], first: int, pair: tuple[str, str]) -> list[Quote]:
+    """The outermost quotations of consecutive ``lines``, of which the first has the number ``first``.
+
+    A paragraph that ends inside a quotation is continued if the next one begins with the closing mark, or opens the
+    same quotation again; else the quotation ends with its paragraph and is not ``balanced``.
+    """
+    found: list[Quote] = []
+    apart = paragraphs = 0
+    opening, closing = pair
+    carried: Quote | None = None
+    for number, raw in enumerate(lines, first):
+        line = raw.strip(" \t　")
+        if not line:
+            continue
+        if carried is not None:
+            if line[0] == closing and opening != closing:
+                carried.balanced, carried.last = True, number
+                line = line[1:].lstrip()
+            carried = None
+        spans, open_end = _spans(line, opening, closing)
+        if not spans:
+            apart += len(line)
+            paragraphs += 1
+            continue
+        end = 0
+        for start, stop in spans:
+            lead = line[end:start]
+            if found and found[-1].last == number:
+                found[-1].trail = lead
+            text = line[start + 1 : stop].strip()
+            found.append(Quote(text, lead, "", number, number, apart + len(lead), paragraphs))
+            apart, paragraphs, end = 0, 0, stop + 1
+        found[-1].trail = line[end:]
+        apart = len(line) - end if end < len(line) else 0
+        if open_end:
+            found[-1].balanced = False
+            carried = found[-1]
+    return found
+
+
+def _spans(line: str, opening: str, closing: str) -> tuple[list[tuple[int, int]], bool]:
+    """Start and end of the outermost quotations of a paragraph, and whether the last one stays open."""
+    spans: list[tuple[int, int]] = []
+    if opening == closing:
+        marks = [at for at, character in enumerate(line) if character == opening]
+        spans = list(zip(marks[::2], marks[1::2], strict=False))
+        if len(marks) % 2:
+            return [*spans, (marks[-1], len(line))], True
+        return spans, False
+    start = -1
+    depth = 0
+    for match in re.finditer(f"[{opening}{closing}]", line):
+        at = match.start()
+        if line[at] == opening:
+            if depth == 0:
+                start = at
+                depth = 1
+            # The same mark inside is a slip for a closing one, or a quotation in a quotation: both end together.
+        elif depth:
+            spans.append((start, at))
+            depth = 0
+    if depth:
+        spans.append((start, len(line)))
+    return spans, bool(depth)
+
+
+def is_speech(quote: Quote) -> bool:
+    """Whether a quotation is something said: not an inscription, a name, a sound or a quoted word.
+
+    >>> is_speech(Quote("敕造宁国府", "匾上大书", "五个大字。", 1, 1, 0, 0)), is_speech(Quote("不去。", "她道：", "", 1, 1, 0, 0))
+    (False, True)
+    """
+    if not re.search(r"\w", quote.text):
+        return False
+    lead = quote.lead.rstrip()
+    if lead and _WRITTEN.search(lead[-_LONGEST:]):
+        return False
+    if lead.endswith(("：", ":", "∶")):
+        return True
+    return bool(_ENDS.search(quote.text))
