@@ -13,8 +13,10 @@ from huanhuan.text.quotes import Quote, is_speech, quotations, quote_pair
 # Between two quotations of one conversation stand at most this many characters of narration, or paragraphs.
 _APART = 300
 _PARAGRAPHS = 3
-_SAY = "说道|說道|说|說|道|问|問|答|曰|云|喊|叫|骂|罵|嚷|喝|回|笑|哭|叹|嘆|劝|勸|念|吩咐|嘱咐|催|央告|求"
+_SAY = (
+    "说道|說道|说|說|道|问|問|答|曰|云|喊|叫|骂|罵|嚷|喝|回|笑|哭|叹|嘆|劝|勸|念|吩咐|嘱咐|催|央告|求"
     "|哼|嗔|啐|回禀|禀|冷笑|微笑|赔笑|陪笑|开口|接口"
+)
 _SAYS = re.compile(f"(?:{_SAY})(?:道|说|說|着|著|了|他|她|我|你|曰|云)?[：:∶，,]?$")
 # How a subject is opened; none of it is part of a name.
 _BEFORE = re.compile(
