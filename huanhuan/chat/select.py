@@ -1,0 +1,65 @@
+"""Which engine answers: what the environment says, else what the machine has.
+
+Importing this loads neither torch nor LMDeploy; building an engine does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Literal
+
+from huanhuan.chat.engine import Engine
+from huanhuan.chat.model_folder import model_folder
+from huanhuan.errors import UserError
+
+Kind = Literal["lmdeploy", "openai", "transformers"]
+KINDS: tuple[Kind, ...] = ("lmdeploy", "openai", "transformers")
+
+
+def choose(environ: Mapping[str, str] = os.environ) -> Kind:
+    """``HUANHUAN_ENGINE``; else a server if ``HUANHUAN_API_BASE`` is set; else LMDeploy on a GPU, Transformers without.
+
+    Raises: UserError for an engine that does not exist.
+    """
+    named = environ.get("HUANHUAN_ENGINE", "").strip().lower()
+    if named:
+        for kind in KINDS:
+            if named == kind:
+                return kind
+        raise UserError(f"HUANHUAN_ENGINE={named}: 没有这个引擎 / no such engine: use one of {', '.join(KINDS)}")
+    if environ.get("HUANHUAN_API_BASE", "").strip():
+        return "openai"
+    return "lmdeploy" if has_cuda() else "transformers"
+
+
+def has_cuda() -> bool:
+    """Whether torch sees a CUDA device."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def build(model: str | None = None, environ: Mapping[str, str] = os.environ) -> Engine:
+    """The engine of :func:`choose`, ready to answer; takes as long as the model takes to load.
+
+    ``model`` is a folder, or the model's name for a server.
+
+    Raises: UserError if no model is found or the engine cannot start.
+    """
+    kind = choose(environ)
+    if kind == "openai":
+        url = environ.get("HUANHUAN_API_BASE", "").strip()
+        if not url:
+            raise UserError("HUANHUAN_API_BASE: 没有设置服务器网址 / is not set: give the server's URL, ending in /v1")
+        from huanhuan.chat.openai_engine import OpenAIEngine
+
+        return OpenAIEngine(url, environ.get("HUANHUAN_API_KEY"), model or environ.get("HUANHUAN_API_MODEL"))
+    folder = model_folder(model, environ)
+    if kind == "lmdeploy":
+        from huanhuan.chat.lmdeploy_engine import LMDeployEngine
+
+        return LMDeployEngine(folder)
+    from huanhuan.chat.transformers_engine import TransformersEngine
+
+    return TransformersEngine(folder)

@@ -1,0 +1,99 @@
+"""The chat in a terminal."""
+
+from __future__ import annotations
+
+import logging
+
+import click
+
+from huanhuan.chat.engine import GREEDY, Engine, EngineError, Reply, Sampling
+from huanhuan.chat.select import build
+from huanhuan.errors import UserError
+from huanhuan.persona import Persona, load_persona
+from huanhuan.template import Message
+
+
+def sampling_from(
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    max_new_tokens: int,
+    repetition_penalty: float,
+    seed: int | None,
+    greedy: bool,
+) -> Sampling:
+    """Sampling settings from options. Raises: UserError if one is out of range."""
+    try:
+        if greedy:
+            return Sampling(0, GREEDY.top_p, GREEDY.top_k, max_new_tokens, repetition_penalty)
+        return Sampling(temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed)
+    except ValueError as error:
+        raise UserError(f"采样参数不对 / wrong sampling option: {error}") from None
+
+
+def chat(*, persona: str, model: str | None, say: str | None, **options: object) -> int:
+    """Say one thing or talk until /quit; the exit code. Raises: UserError as loading the card and the engine do."""
+    sampling = sampling_from(**options)  # type: ignore[arg-type]
+    card = load_persona(persona)
+    # What went wrong is said in one line below; the details go to the log only if somebody listens to it.
+    logging.getLogger("huanhuan").addHandler(logging.NullHandler())
+    logging.getLogger("huanhuan").propagate = False
+    if say is None:
+        click.echo("正在加载模型…… / loading the model …", err=True)
+    engine = build(model)
+    try:
+        if say is not None:
+            return _say_once(engine, card, say, sampling)
+        return _talk(engine, card, sampling)
+    finally:
+        engine.close()
+
+
+def _say_once(engine: Engine, card: Persona, text: str, sampling: Sampling) -> int:
+    messages: list[Message] = [{"role": "system", "content": card.system}, {"role": "user", "content": text}]
+    reply = engine.reply(messages, sampling)
+    _print(reply)
+    return 130 if reply.finish == "stopped" else 0
+
+
+def _print(reply: Reply) -> None:
+    """Print the reply as it arrives; Ctrl-C stops it and keeps what was said."""
+    try:
+        for piece in reply:
+            click.echo(piece, nl=False)
+    except KeyboardInterrupt:
+        reply.stop()
+        reply.wait(10)
+    finally:
+        click.echo()
+
+
+def _talk(engine: Engine, card: Persona, sampling: Sampling) -> int:
+    click.echo(f"{engine.label} · {engine.model}    /reset 重新开始 / start over    /quit 退出 / leave", err=True)
+    click.echo(f"{card.name}: {card.greeting}")
+    history: list[Message] = []
+    while True:
+        try:
+            text = click.prompt("你", prompt_suffix=": ").strip()
+        except (EOFError, KeyboardInterrupt, click.Abort):
+            click.echo()
+            return 0
+        if text == "/quit":
+            return 0
+        if text == "/reset":
+            history = []
+            click.echo(f"{card.name}: {card.greeting}")
+            continue
+        history.append({"role": "user", "content": text})
+        click.echo(f"{card.name}: ", nl=False)
+        try:
+            reply = engine.reply([{"role": "system", "content": card.system}, *history], sampling)
+            _print(reply)
+        except EngineError as error:
+            click.echo(f"{error}", err=True)
+            history.pop()
+            continue
+        if reply.text:
+            history.append({"role": "assistant", "content": reply.text})
+        else:
+            history.pop()

@@ -1,0 +1,69 @@
+"""What tests of the page share: a persona, a fake engine in the page's place for one, and a way to run the page."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "chat"))
+
+from fake_engine import FakeEngine  # type: ignore[import-not-found]
+
+from huanhuan.chat import select
+from huanhuan.chat.page import state as page_state
+
+PERSONA = """
+name = "阿沅"
+aliases = ["沅儿"]
+system = "现在你要扮演种花的阿沅"
+greeting = "来者是客，请进园子坐。"
+starters = ["你是谁？", "今日园中开了什么花？"]
+"""
+SCRIPT = Path(__file__).parents[2] / "huanhuan/chat/page/script.py"
+
+
+@pytest.fixture
+def personas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder that holds one persona under the default key."""
+    (tmp_path / "huanhuan").mkdir()
+    (tmp_path / "huanhuan/persona.toml").write_text(PERSONA, "utf-8")
+    monkeypatch.setattr(page_state, "DATA", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch, personas: Path) -> Iterator[FakeEngine]:
+    """The fake engine that the page gets."""
+    fake = FakeEngine()
+    monkeypatch.setattr(select, "build", lambda *_: fake)
+    st.cache_resource.clear()
+    yield fake
+    st.cache_resource.clear()
+
+
+@pytest.fixture
+def page(engine: FakeEngine) -> AppTest:
+    """The page after its first run, the engine ready."""
+    test = AppTest.from_file(str(SCRIPT), default_timeout=20)
+    test.run()
+    page_state.service().wait(10)
+    return test.run()
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], bool]], None]:
+    """Wait for something to come true, at most ten seconds."""
+
+    def wait(condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + 10
+        while not condition():
+            assert time.monotonic() < end, "it did not come true in ten seconds"
+            time.sleep(0.01)
+
+    return wait
