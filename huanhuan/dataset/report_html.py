@@ -2,8 +2,9 @@
 
 The page holds no JavaScript, and its policy forbids any: a script's text is only ever shown.
 
-Costs, for a 2 MB script with 4,000 lines of the character: see :mod:`huanhuan.dataset.charts` for the drawing;
-the whole call with its imports takes about 0.25 s and writes about 300 kB.
+Measured on one core for a 2 MB script (1,780 scenes, 15,000 places left out): 0.25 s of which 0.2 s are the
+imports of Jinja and pygal, and 125 kB. So it is for a folder with reports; whoever wants nothing but records in
+the shortest time should not have it drawn.
 """
 
 from __future__ import annotations
