@@ -1,0 +1,74 @@
+"""Every recipe in configs/: it loads, survives a dump, and says what it is for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmengine.config import Config
+
+from huanhuan.paths import CONFIGS, ROOT
+from huanhuan.persona import load_persona
+
+RECIPES = sorted(CONFIGS.glob("*.py"))
+# A recipe that drops out of the glob would drop out of every test below.
+EXPECTED = 6
+
+
+def test_no_recipe_is_missed() -> None:
+    assert len(RECIPES) == EXPECTED
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+class TestRecipe:
+    def test_load_dump_reload(self, path: Path, tmp_path: Path) -> None:
+        recipe = Config.fromfile(str(path))
+        recipe.dump(str(tmp_path / "first.py"))
+        reloaded = Config.fromfile(str(tmp_path / "first.py"), lazy_import=True)
+        reloaded.dump(str(tmp_path / "second.py"))
+        assert (tmp_path / "first.py").read_text() == (tmp_path / "second.py").read_text()
+
+    def test_paths_exist_in_the_checkout(self, path: Path) -> None:
+        recipe = Config.fromfile(str(path))
+        assert load_persona(ROOT / recipe.persona).name == "甄嬛"
+        for loader in (recipe.get("train_dataloader"), recipe.get("val_dataloader")):
+            if loader is not None:
+                assert (ROOT / loader.dataset.path).is_file()
+
+    def test_header_has_the_commands_that_run_it(self, path: Path) -> None:
+        header = path.read_text("utf-8").split('"""')[1]
+        assert f"xtuner train configs/{path.name}" in header
+        assert f"tools/merge_hf.py configs/{path.name} --out models/" in header
+
+    def test_only_the_demo_writes_the_demo_model(self, path: Path) -> None:
+        header = path.read_text("utf-8").split('"""')[1]
+        assert ("models/huanhuan-demo" in header) == path.stem.endswith("_demo")
+
+
+def leaves(value: Any, at: str = "") -> dict[str, str]:
+    """Every value of a nested configuration, by its dotted place."""
+    if isinstance(value, dict):
+        return {place: leaf for key, each in value.items() for place, leaf in leaves(each, f"{at}.{key}").items()}
+    return {at: str(value)}
+
+
+def test_the_demo_changes_only_what_the_small_base_needs() -> None:
+    parent = leaves(Config.fromfile(str(CONFIGS / "huanhuan_qlora.py")).model.to_dict())
+    demo = leaves(Config.fromfile(str(CONFIGS / "huanhuan_qlora_demo.py")).model.to_dict())
+    changed = {place for place in parent.keys() | demo.keys() if parent.get(place) != demo.get(place)}
+    assert changed <= {
+        ".llm.torch_dtype",
+        ".llm.quantization_config.bnb_4bit_compute_dtype",
+        ".lora.target_modules",
+        ".use_activation_checkpointing",
+        ".kernels",
+    }
+
+
+def test_one_system_prompt() -> None:
+    persona = load_persona(ROOT / "data/huanhuan/persona.toml")
+    for name in ("train", "val"):
+        for line in (ROOT / f"data/huanhuan/{name}.jsonl").read_text("utf-8").splitlines():
+            assert json.loads(line)["conversation"][0]["system"] == persona.system
