@@ -130,13 +130,13 @@ def lmdeploy_prompt(messages: list[template.Message]) -> str:
 
     cleaned = [{**message, "content": template.clean(message["content"])} for message in messages]
     if messages[0]["role"] == "system":
-        fields = template.lmdeploy_fields(messages[0]["content"])
+        fields: Any = template.lmdeploy_fields(messages[0]["content"])
         # Both ways of giving the system prompt: in the messages and in the template.
         prompt = ChatTemplateConfig(**fields).chat_template.messages2prompt(cleaned)
         assert prompt == ChatTemplateConfig(**fields).chat_template.messages2prompt(cleaned[1:])
         return prompt
     fields = {key: value for key, value in template.lmdeploy_fields().items() if key != "meta_instruction"}
-    model = ChatTemplateConfig(**fields).chat_template
+    model: Any = ChatTemplateConfig(**fields).chat_template
     model.meta_instruction = None
     return model.messages2prompt(cleaned)
 
