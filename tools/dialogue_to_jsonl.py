@@ -25,7 +25,7 @@ from huanhuan.cli import tool
 @click.option("--system", help="系统提示词 / system prompt, without a persona card.")
 @click.option("--single-turn", is_flag=True, help="每轮对话一条记录 / one record for each exchange.")
 @click.option("--encoding", help="源文件编码，默认自动 / encoding of the sources [auto].")
-@click.option("--layout", help="版式，默认自动 / layout: colon, tab, bracket, name-line [auto].")
+@click.option("--layout", help="版式，默认自动 / layout: colon, tab, bracket, name-line, fountain, quotes [auto].")
 @click.option("--context", type=click.IntRange(1), help="提示词包含的话轮数 / turns in a prompt, with names [1].")
 @click.option("--context-chars", type=click.IntRange(1), help="多轮提示词的字数上限 / cap of such a prompt [400].")
 @click.option("--budget", type=click.IntRange(1), help="一条记录的字数上限 / characters in a record [1500].")
@@ -53,12 +53,19 @@ from huanhuan.cli import tool
 @click.option(
     "--val-share", type=click.FloatRange(0, 0.9), help="留作验证的场次占比 / share of scenes held out [0.15]."
 )
+@click.option(
+    "--format",
+    type=click.Choice(["xtuner", "openai", "sharegpt", "alpaca"]),
+    help="输出格式 / format of records [xtuner].",
+)
+@click.option("--html/--no-html", default=None, help="是否画 report.html / draw report.html [yes, in a folder].")
 @click.option("--seed", type=int, default=0, show_default=True, help="划分与抽样的种子 / seed of the split.")
 def main(sources: tuple[Path, ...], out: Path, **options: Any) -> None:
     """把剧本变成角色的对话数据。
 
-    Turn scripts (files or folders of .txt, .md, .docx, .fountain) into conversations of one character. A folder
-    --out gets train.jsonl, val.jsonl and report.json; a .jsonl file gets all records.
+    Turn scripts and novels (files or folders of .txt, .md, .docx, .fountain) into conversations of one character.
+    Files of conversations (.jsonl, .json: XTuner, OpenAI, ShareGPT, Alpaca) can be given too. A folder --out gets
+    train.jsonl, val.jsonl, report.json and report.html; a .jsonl file gets all records.
     """
     from huanhuan.dataset.command import run
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from huanhuan.dataset.conversations import CutOptions
-from huanhuan.dataset.convert import Options, Result, convert
+from huanhuan.dataset.convert import Result, convert
 from huanhuan.dataset.filters import NAMES, FilterOptions
+from huanhuan.dataset.options import Options
 from huanhuan.dataset.output import check_out, write_together
 from huanhuan.dataset.report import REASONS
 from huanhuan.errors import Problems
@@ -25,7 +27,7 @@ def run(sources: Sequence[Path], out: Path, **given: Any) -> str:
     options = read_options(out, given)
     check_out(out)
     result = convert(sources, options)
-    write_result(out, result)
+    write_result(out, result, html=given.get("html") is not False)
     return summary(out, result)
 
 
@@ -38,8 +40,8 @@ def read_options(out: Path, given: dict[str, Any]) -> Options:
     persona_file, character = given.get("persona"), given.get("character")
     if persona_file and character:
         problems.add("--persona 与 --character 只能用一个 / give either --persona or --character, not both")
-    if not persona_file and not (character or "").strip():
-        problems.add("缺少角色 / no character: give --persona FILE or --character NAME")
+    if character is not None and not character.strip():
+        problems.add("--character 是空的 / is empty: give the name as it stands in the script")
     if persona_file and given.get("aliases"):
         problems.add("--alias 只能与 --character 一起用 / --alias goes with --character: add it to aliases in the card")
     if persona_file and given.get("system") is not None:
@@ -57,6 +59,14 @@ def read_options(out: Path, given: dict[str, Any]) -> Options:
         problems.add("--identity-share 需要 --persona / needs --persona, where the identity answers are")
     if given.get("val_share") and out.suffix == ".jsonl":
         problems.add(f"--val-share 与 --out {out.name} 矛盾 / one file has no split: give a folder as --out")
+    if given.get("aliases") and not persona_file and not character:
+        problems.add("--alias 需要 --character / needs --character")
+    if given.get("budget") is not None and given.get("budget_tokens") is not None:
+        problems.add("--budget 与 --budget-tokens 只能用一个 / give one of the two")
+    if given.get("budget_tokens") is not None and not given.get("tokenizer"):
+        problems.add("--budget-tokens 需要 --tokenizer / needs --tokenizer FOLDER to count with")
+    if given.get("html") and out.suffix == ".jsonl":
+        problems.add(f"--html 与 --out {out.name} 矛盾 / one file has no report: give a folder as --out")
     if given.get("context_chars") is not None and (given.get("context") or 1) < 2:
         problems.add("--context-chars 需要 --context 2 或更多 / needs --context of 2 or more")
     problems.raise_if_any()
@@ -85,22 +95,29 @@ def _only(kind: Any, given: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in given.items() if key in names and value is not None}
 
 
-def write_result(out: Path, result: Result) -> None:
-    """One ``.jsonl`` with every record, or train.jsonl, val.jsonl and report.json in a folder."""
+def write_result(out: Path, result: Result, *, html: bool = True) -> None:
+    """One ``.jsonl`` with every record, or train.jsonl, val.jsonl, report.json and report.html in a folder.
+
+    Raises: OSError if the disk is full or the place may not be written; then every file is as it was.
+    """
     if out.suffix == ".jsonl":
-        write_together(out.parent, {out.name: _lines([*result.train, *result.val])})
+        write_together(out.parent, {out.name: _lines(chain(result.train(), result.val()))})
         return
-    write_together(
-        out,
-        {
-            "train.jsonl": _lines(result.train),
-            "val.jsonl": _lines(result.val),
-            "report.json": [result.report.to_json()],
-        },
-    )
+    contents: dict[str, Iterable[str]] = {
+        "train.jsonl": _lines(result.train()),
+        "val.jsonl": _lines(result.val()),
+        "report.json": result.report.json_pieces(),
+    }
+    if html:
+        # Loaded only here: drawing takes about 0.2 s, and records in one file need no report.
+        from huanhuan.dataset.report_html import render_report
+
+        contents["report.html"] = [render_report(result.report)]
+    # A page of another conversion must not stand beside these records.
+    write_together(out, contents, remove=() if html else ("report.html",))
 
 
-def _lines(lines: Sequence[str]) -> Iterator[str]:
+def _lines(lines: Iterable[str]) -> Iterator[str]:
     for line in lines:
         yield line + "\n"
 
@@ -116,7 +133,7 @@ def summary(out: Path, result: Result) -> str:
         rows.append(f"… {len(report.files) - len(rows)} 个文件 / more files")
     counts = report.counts
     rows.append(
-        f"{report.character}: {counts.get('character_speeches', 0)} 句台词 / speeches, "
+        f"{report.character or '对话 / conversations'}: {counts.get('character_speeches', 0)} 句台词 / speeches, "
         f"{counts.get('pairs', 0)} 组对话 / exchanges found, {counts['exchanges']} 组写入 / written"
     )
     shown = (

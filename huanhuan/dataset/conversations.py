@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -19,6 +19,7 @@ class CutOptions:
     ``context``: turns of a prompt; over 1, or with ``names``, each is written as ``名：台词`` on a line of its own.
     ``context_chars``: cap of a prompt of several turns; the oldest go first.
     ``budget``: cap of a conversation, its system prompt included; one longer exchange is kept whole.
+    ``budget_tokens``: the same in tokens, instead.
     ``openers``: what to do with a reply that nobody's turn precedes: ``drop``, or prompt it with the ``direction``.
     ``keep_directions``: leave stage directions in the text, as ``（…）``.
     """
@@ -27,6 +28,7 @@ class CutOptions:
     names: bool = False
     context_chars: int = 400
     budget: int = 1500
+    budget_tokens: int | None = None
     openers: str = "drop"
     keep_directions: bool = False
     single_turn: bool = False
@@ -159,18 +161,23 @@ def unused(turns: Sequence[Turn]) -> Iterator[Skipped]:
         yield Skipped(file, min(turn.first for turn in group), max(turn.last for turn in group), "not_prompt", shown)
 
 
-def conversations_of(pairs: Sequence[Pair], file: str, options: CutOptions, system: str | None) -> list[Conversation]:
-    """The exchanges of a scene as records, cut between exchanges where the budget is reached.
+def conversations_of(
+    pairs: Sequence[Pair], file: str, options: CutOptions, system: str | None, measure: Callable[[str], int] = len
+) -> list[Conversation]:
+    """The exchanges of a scene as records, cut between exchanges where the budget is reached, as ``measure`` counts.
 
     [乙→丙, 丁→戊] → one record of two exchanges, or two records with ``single_turn``.
     """
     found: list[Conversation] = []
     current: list[Pair] = []
-    fixed = len(system or "")
+    budget = options.budget_tokens or options.budget
+    # The template's own tokens, six around the system prompt and twice as many around an exchange at most.
+    frame = 12 if options.budget_tokens else 0
+    fixed = measure(system) + frame // 2 if system else 0
     size = fixed
     for pair in pairs:
-        length = len(pair.input) + len(pair.output)
-        if current and (options.single_turn or size + length > options.budget):
+        length = measure(pair.input) + measure(pair.output) + frame
+        if current and (options.single_turn or size + length > budget):
             found.append(_record(current, file, system))
             current, size = [], fixed
         current.append(pair)

@@ -1,79 +1,41 @@
-"""Scripts in, training files and a report out: what ``tools/dialogue_to_jsonl.py`` calls."""
+"""Scripts in, records and a report out: what ``tools/dialogue_to_jsonl.py`` calls."""
 
 from __future__ import annotations
 
-import heapq
 import json
 from array import array
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from huanhuan.dataset.conversations import CutOptions, Pair, Turn, conversations_of, pairs_of, turns_of, unused
-from huanhuan.dataset.filters import FilterOptions, Filters
+from huanhuan.dataset.conversations import Pair, Turn, conversations_of, pairs_of, turns_of, unused
+from huanhuan.dataset.filters import Filters
 from huanhuan.dataset.identity import identity_records
-from huanhuan.dataset.records import Conversation
-from huanhuan.dataset.report import FileStats, Part, Report, SpeakerStats, lengths_of
+from huanhuan.dataset.options import Options
+from huanhuan.dataset.records import Conversation, Source
+from huanhuan.dataset.report import Part, Report
 from huanhuan.dataset.split import choose_val, rank
+from huanhuan.dataset.spool import Texts
+from huanhuan.dataset.tally import Measure, Tally
 from huanhuan.errors import Problems, UserError
-from huanhuan.persona import Persona
-from huanhuan.text.labels import Speakers, look_alikes, name_key
+from huanhuan.text.labels import Speakers, name_key
 from huanhuan.text.model import Direction, Scene, Script, Skipped
 from huanhuan.text.reader import read_script
-from huanhuan.text.sources import find_files
+from huanhuan.text.sources import READY, SourceFile, find_files
 
 _SHOWN_NAMES = 15
-_SHOWN_TEXT = 120
-_SAMPLES = 20
+# No scene of a script is as long: it is a play without scenes, and is held out and kept by parts.
+_LONGEST_SCENE = 60
+_PART_OF_SCENE = 30
 
 
-@dataclass(frozen=True)
-class Options:
-    """Everything that a conversion depends on beside the sources. ``card`` is the file of ``persona``."""
-
-    names: tuple[str, ...]
-    system: str | None = None
-    persona: Persona | None = None
-    card: Path | None = None
-    encoding: str | None = None
-    layout: str | None = None
-    cut: CutOptions = field(default_factory=CutOptions)
-    filters: FilterOptions = field(default_factory=FilterOptions)
-    identity_share: float = 0.03
-    val_share: float = 0.15
-    seed: int = 0
-
-    def shown(self) -> dict[str, Any]:
-        """The options as the report lists them."""
-        return {
-            "encoding": self.encoding or "auto",
-            "layout": self.layout or "auto",
-            "single_turn": self.cut.single_turn,
-            "context": self.cut.context,
-            "context_chars": self.cut.context_chars,
-            "budget": self.cut.budget,
-            "openers": self.cut.openers,
-            "stage_directions": "keep" if self.cut.keep_directions else "drop",
-            "filters_off": sorted(self.filters.off),
-            "min_chars": self.filters.min_chars,
-            "copies": self.filters.copies,
-            "similarity": self.filters.similarity,
-            "interjections": self.filters.interjections,
-            "identity_share": self.identity_share,
-            "val_share": self.val_share,
-            "seed": self.seed,
-        }
-
-
-@dataclass
+@dataclass(slots=True)
 class _Unit:
-    """A scene's records as lines of JSON, and whether the scene may be held out."""
+    """What is held out or trained on as a whole: a scene. ``free``: it may be held out."""
 
     order: int
     free: bool = True
-    lines: list[str] = field(default_factory=list)
+    records: int = 0
     exchanges: int = 0
 
 
@@ -85,51 +47,94 @@ class _Tail:
     heading: str
     turns: list[Turn]
     hers: bool
-    unit: _Unit | None
+    unit: int | None
+
+
+class Result:
+    """The records as lines in their format, without newlines, each on one side of the split; and the report."""
+
+    def __init__(self, lines: Texts, units: array[int], held_out: set[int], identity: Sequence[str], report: Report):
+        self._lines = lines
+        self._units = units
+        self._held_out = held_out
+        self._identity = identity
+        self.report = report
+
+    def train(self) -> Iterator[str]:
+        """Records to train on, identity exchanges last."""
+        for index, unit in enumerate(self._units):
+            if unit not in self._held_out:
+                yield self._lines[index]
+        yield from self._identity
+
+    def val(self) -> Iterator[str]:
+        """Records held out."""
+        for index, unit in enumerate(self._units):
+            if unit in self._held_out:
+                yield self._lines[index]
 
 
 class Conversion:
     """Collects the records of many files; one file is in memory at a time."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, tokens: Measure | None = None) -> None:
         self.options = options
         self.keys = frozenset(name_key(name) for name in options.names)
         self.speakers = Speakers(options.names)
         self.filters = Filters(options.filters)
         self.starters = frozenset(options.persona.starters) if options.persona else frozenset()
-        self.files: list[FileStats] = []
+        self.tally = Tally(options, tokens)
+        self.size = tokens if tokens and options.cut.budget_tokens else len
         self.units: list[_Unit] = []
-        self.skipped: list[Skipped] = []
-        self.counts: Counter[str] = Counter()
-        self.labels: Counter[str] = Counter()
-        self.first_place: dict[str, tuple[str, int]] = {}
-        self.lengths = {"prompt": array("L"), "reply": array("L"), "record": array("L")}
-        self.samples: list[tuple[int, int, str]] = []
+        self.lines = Texts()
+        self.unit_of = array("L")
         self.tail: _Tail | None = None
 
     def add(self, script: Script) -> None:
-        """Take the records of one file."""
-        speeches = 0
-        self.skipped.extend(script.skipped)
-        for scene in script.scenes:
-            speeches += self._add_scene(scene, script.file, scene is script.scenes[-1])
-        self.files.append(
-            FileStats(script.file, script.encoding, script.layout, script.lines, speeches, len(script.scenes))
-        )
-        self.labels.update(script.labels)
-        for name, line in script.first_lines.items():
-            self.first_place.setdefault(name, (script.file, line))
-        self.counts["lines"] += script.lines
-        self.counts["speeches"] += speeches
-        self.counts["scenes"] += len(script.scenes)
+        """Take the records of one script."""
+        self.tally.skip(script.skipped)
+        speeches = sum(self._add_scene(scene, script.file, scene is script.scenes[-1]) for scene in script.scenes)
+        self.tally.file_done(script, speeches)
+
+    def add_ready(self, source: SourceFile) -> None:
+        """Take the records of a file that already holds conversations, in any of the known formats.
+
+        Raises: UserError with every problem of the file.
+        """
+        from huanhuan.dataset.formats import read_file
+
+        found = read_file(source.path, encoding=self.options.encoding)
+        given = str(source.path)
+        self.tally.skip(Skipped(source.name, *item_of(item)) if item.file == given else item for item in found.skipped)
+        exchanges = 0
+        for line, conversation in zip(found.lines, found.conversations, strict=True):
+            origin = conversation.source or Source(given, line, line)
+            file = source.name if origin.file == given else origin.file
+            pairs = [Pair(each.input, each.output, origin.first, origin.last) for each in conversation.exchanges]
+            exchanges += len(pairs)
+            self.tally.counts["pairs"] += len(pairs)
+            self._add_pairs(pairs, file, None, self.options.system or conversation.system)
+        kinds = ", ".join(sorted(found.formats))
+        script = Script(source.name, self.options.encoding or "utf-8", kinds, found.lines[-1])
+        self.tally.file_done(script, 2 * exchanges)
+        if found.merged:
+            self.tally.warnings.append(
+                f"{source.name}: {found.merged} 条同一角色的连续消息已合并 / messages of one role in a row were joined"
+            )
+        if found.unmasked:
+            self.tally.warnings.append(
+                f"{source.name}: {found.unmasked} 条原本不训练的回复会被训练 / replies that the file excludes from "
+                "training are trained on"
+            )
 
     def _add_scene(self, scene: Scene, file: str, is_last: bool) -> int:
         """Take the records of one scene; returns the number of its speeches."""
         speeches = scene.speeches
+        counts = self.tally.counts
         for item in scene.items:
             if isinstance(item, Direction) and not item.breaks:
-                self.counts["directions"] += 1
-                self.skipped.append(Skipped(file, item.first, item.last, "direction", item.text))
+                counts["directions"] += 1
+                self.tally.skip([Skipped(file, item.first, item.last, "direction", item.text)])
         hers = sum(any(name_key(name) in self.keys for name in speech.speakers) for speech in speeches)
         tail = self._continued(scene)
         if not hers and not is_last:
@@ -139,16 +144,16 @@ class Conversion:
         cut = pairs_of(turns, self.options.cut, tail.turns if tail else ())
         unit = tail.unit if tail else None
         if hers:
-            self.counts["scenes_with_character"] += tail is None or not tail.hers
-            self.counts["character_speeches"] += hers
-            self.counts["character_turns"] += sum(turn.hers for turn in turns)
-            self.counts["pairs"] += len(cut.pairs)
-            self.skipped.extend(cut.skipped)
-            unit = self._add_pairs(cut.pairs, file, unit)
+            counts["scenes_with_character"] += tail is None or not tail.hers
+            counts["character_speeches"] += hers
+            counts["character_turns"] += sum(turn.hers for turn in turns)
+            counts["pairs"] += len(cut.pairs)
+            self.tally.skip(cut.skipped)
+            unit = self._add_pairs(cut.pairs, file, unit, self.options.system)
         if is_last:
-            self.tail = _Tail(scene.key, scene.heading, cut.open, bool(hers), unit)
+            self.tail = _Tail(scene.key, scene.heading, cut.open, bool(hers) or bool(tail and tail.hers), unit)
         else:
-            self.skipped.extend(unused(cut.open))
+            self.tally.skip(unused(cut.open))
         return len(speeches)
 
     def _continued(self, scene: Scene) -> _Tail | None:
@@ -163,52 +168,53 @@ class Conversion:
 
     def _close(self, tail: _Tail) -> None:
         if tail.hers:
-            self.skipped.extend(unused(tail.turns))
+            self.tally.skip(unused(tail.turns))
         else:
             self._other_scene(tail.heading, tail.turns)
 
     def _other_scene(self, heading: str, turns: Sequence[Turn]) -> None:
-        if turns:
-            shown = f"{heading} {len(turns)} 句 / turns".strip()
-            self.skipped.append(Skipped(turns[-1].file, turns[0].first, turns[-1].last, "other_scene", shown))
+        said = [turn for turn in turns if not turn.unknown]
+        if said:
+            shown = f"{heading} {len(said)} 句 / turns".strip()
+            self.tally.skip([Skipped(said[-1].file, said[0].first, said[-1].last, "other_scene", shown)])
 
-    def _add_pairs(self, pairs: Sequence[Pair], file: str, unit: _Unit | None) -> _Unit | None:
+    def _add_pairs(self, pairs: Sequence[Pair], file: str, unit: int | None, system: str | None) -> int | None:
         """Take what the filters leave of the exchanges of a scene, of which ``unit`` is the part before."""
         kept: list[Pair] = []
         for pair in pairs:
             reason = self.filters.reason(pair.input, pair.output)
             if reason:
-                self.skipped.append(Skipped(file, pair.first, pair.last, reason, f"{pair.input} → {pair.output}"))
+                shown = f"{pair.input} → {pair.output}"
+                self.tally.skip([Skipped(file, pair.first, pair.last, reason, shown)])
             else:
                 kept.append(pair)
-        if not kept:
-            return unit
-        if unit is None:
-            order = rank(self.options.seed, f"{kept[0].input}\n{kept[0].output}\n{len(self.units)}")
-            unit = _Unit(order)
-            self.units.append(unit)
-        conversations = conversations_of(kept, file, self.options.cut, self.options.system)
-        unit.lines.extend(self._line(conversation) for conversation in conversations)
-        unit.exchanges += len(kept)
-        unit.free = unit.free and not any(pair.input in self.starters for pair in kept)
-        self.counts["records"] += len(conversations)
-        self.counts["exchanges"] += len(kept)
+        step = _PART_OF_SCENE if len(kept) > _LONGEST_SCENE else max(1, len(kept))
+        for start in range(0, len(kept), step):
+            part = kept[start : start + step]
+            if unit is None or start:
+                # The number keeps scenes of equal words apart, so that they need not fall on one side.
+                text = f"{part[0].input}\n{part[0].output}\n{len(self.units)}"
+                unit = len(self.units)
+                self.units.append(_Unit(rank(self.options.seed, text)))
+            self._add_records(conversations_of(part, file, self.options.cut, system, self.size), self.units[unit], unit)
         return unit
 
+    def _add_records(self, conversations: Sequence[Conversation], unit: _Unit, index: int) -> None:
+        for conversation in conversations:
+            line = self._line(conversation)
+            self.lines.append(line)
+            self.unit_of.append(index)
+            self.tally.record(conversation, line)
+            unit.records += 1
+            unit.exchanges += len(conversation.exchanges)
+            unit.free = unit.free and not any(each.input in self.starters for each in conversation.exchanges)
+
     def _line(self, conversation: Conversation) -> str:
-        line = json.dumps(conversation.to_json(), ensure_ascii=False)
-        total = len(conversation.system or "")
-        for exchange in conversation.exchanges:
-            self.lengths["prompt"].append(len(exchange.input))
-            self.lengths["reply"].append(len(exchange.output))
-            total += len(exchange.input) + len(exchange.output)
-        self.lengths["record"].append(total)
-        entry = (-rank(self.options.seed, line), len(self.lengths["record"]), line)
-        if len(self.samples) < _SAMPLES:
-            heapq.heappush(self.samples, entry)
-        else:
-            heapq.heappushpop(self.samples, entry)
-        return line
+        if self.options.format == "xtuner":
+            return json.dumps(conversation.to_json(), ensure_ascii=False)
+        from huanhuan.dataset.formats import format_records
+
+        return next(format_records([conversation], self.options.format)).rstrip("\n")  # type: ignore[arg-type]
 
     def finish(self) -> Result:
         """The training files' lines and the report.
@@ -219,101 +225,65 @@ class Conversion:
             self._close(self.tail)
         self._check()
         identity = self._identity()
-        val = choose_val(
+        held_out = choose_val(
             [unit.order for unit in self.units], [unit.free for unit in self.units], self.options.val_share
         )
-        train: list[str] = []
-        held_out: list[str] = []
-        for index, unit in enumerate(self.units):
-            (held_out if index in val else train).extend(unit.lines)
-        train.extend(identity)
-        parts = (self._part("train", [u for i, u in enumerate(self.units) if i not in val], len(identity)),)
-        parts = (*parts, self._part("val", [self.units[index] for index in sorted(val)], 0))
-        return Result(train, held_out, self._report(parts))
+        train = [unit for index, unit in enumerate(self.units) if index not in held_out]
+        val = [self.units[index] for index in sorted(held_out)]
+        if self.options.val_share and not val:
+            self.tally.warnings.append(
+                "没有可留作验证的场次，val.jsonl 是空的 / no scene could be held out: val.jsonl is empty"
+            )
+        split = (_part("train", train, len(identity)), _part("val", val, 0))
+        return Result(self.lines, self.unit_of, held_out, identity, self.tally.report(split))
 
     def _check(self) -> None:
-        if not self.labels:
-            tried = ", ".join(f"{stats.file} ({stats.lines} 行 / lines)" for stats in self.files[:5])
+        tally = self.tally
+        names = "、".join(self.options.names)
+        if not tally.labels and not tally.counts["pairs"]:
+            tried = ", ".join(f"{stats.file} ({stats.lines} 行 / lines)" for stats in tally.files[:5])
             raise UserError(
                 f"{tried}: 没有找到任何说话人 / nobody speaks in this script: lines like “角色：台词” are expected, "
                 "choose a layout with --layout"
             )
-        if not self.counts["character_speeches"]:
-            names = ", ".join(f"{name} ({count})" for name, count in self.labels.most_common(_SHOWN_NAMES))
+        if not tally.counts["character_speeches"] and not tally.counts["pairs"]:
+            found = ", ".join(f"{name} ({count})" for name, count in tally.labels.most_common(_SHOWN_NAMES))
             raise UserError(
-                f"{'、'.join(self.options.names)}: 从不说话 / never speaks here: use one of the speakers found, "
-                f"most frequent first: {names}"
+                f"{names}: 从不说话 / never speaks here: use one of the speakers found, most frequent first: {found}"
             )
-        if not self.counts["records"]:
+        if not tally.counts["records"]:
             raise UserError(
-                f"{self.options.names[0]}: 没有可用的对话 / no exchange is left of "
-                f"{self.counts['character_speeches']} speeches: try --keep-all or --openers direction"
+                f"{names or '对话'}: 没有可用的对话 / no exchange is left of {tally.counts['pairs']} found in "
+                f"{tally.counts['character_speeches']} speeches: try --keep-all or --openers direction"
             )
 
     def _identity(self) -> list[str]:
-        persona, card = self.options.persona, self.options.card
-        if persona is None or card is None or self.options.identity_share <= 0:
+        persona, card, share = self.options.persona, self.options.card, self.options.identity_share
+        if persona is None or card is None or share <= 0 or not persona.identity:
             return []
-        share = self.options.identity_share
-        wanted = max(1, round(self.counts["exchanges"] * share / (1 - share)))
+        wanted = max(1, round(self.tally.counts["exchanges"] * share / (1 - share)))
         records = identity_records(persona, card, wanted, self.options.seed)
-        self.counts["identity"] = len(records)
-        self.counts["records"] += len(records)
-        self.counts["exchanges"] += len(records)
-        return [self._line(record) for record in records]
-
-    def _part(self, name: str, units: Sequence[_Unit], identity: int) -> Part:
-        return Part(
-            name,
-            len(units),
-            sum(len(unit.lines) for unit in units) + identity,
-            sum(unit.exchanges for unit in units) + identity,
-            identity,
-        )
-
-    def _report(self, split: tuple[Part, ...]) -> Report:
-        alike = look_alikes(self.labels)
-        speakers = tuple(
-            SpeakerStats(name, count, *self.first_place[name], name_key(name) in self.keys, alike.get(name, ()))
-            for name, count in sorted(
-                self.labels.items(), key=lambda item: (-item[1], self.first_place[item[0]], item[0])
+        if len(records) < wanted:
+            self.tally.warnings.append(
+                f"身份问答只有 {len(records)} 种说法，不足 {wanted} 条 / the card's identity questions give only "
+                f"{len(records)} different exchanges of the {wanted} wanted: add questions to the card"
             )
-        )
-        warnings = [
-            f"{each.name}（{each.file}:{each.line}）疑似 / looks like {near}: 如果是同一人，把它加为别名 / "
-            "if it is the same person, add it as an alias"
-            for each in speakers
-            if not each.is_character
-            for near in each.look_alikes
-            if name_key(near) in self.keys
-        ]
-        skipped = tuple(
-            Skipped(each.file, each.line, each.last, each.reason, _short(each.text))
-            for each in sorted(self.skipped, key=lambda each: (each.file, each.line, each.last))
-        )
-        return Report(
-            character=self.options.names[0],
-            names=self.options.names,
-            options=self.options.shown(),
-            files=tuple(self.files),
-            counts=dict(self.counts),
-            speakers=speakers,
-            lengths={key: lengths_of(values) for key, values in self.lengths.items()},
-            skipped_counts=dict(Counter(each.reason for each in skipped).most_common()),
-            skipped=skipped,
-            samples=tuple(json.loads(line) for _, _, line in sorted(self.samples, reverse=True)),
-            split=split,
-            warnings=tuple(warnings),
-        )
+        self.tally.counts["identity"] = len(records)
+        lines: list[str] = []
+        for record in records:
+            lines.append(self._line(record))
+            self.tally.record(record, lines[-1])
+        return lines
 
 
-@dataclass(frozen=True)
-class Result:
-    """Lines of JSON without their newlines, and the report."""
+def item_of(item: Skipped) -> tuple[int, int, str, str]:
+    """An item without its file."""
+    return item.line, item.last, item.reason, item.text
 
-    train: list[str]
-    val: list[str]
-    report: Report
+
+def _part(name: str, units: Sequence[_Unit], identity: int) -> Part:
+    records = sum(unit.records for unit in units) + identity
+    return Part(name, len(units), records, sum(unit.exchanges for unit in units) + identity, identity)
 
 
 def convert(sources: Sequence[Path | str], options: Options) -> Result:
@@ -321,19 +291,27 @@ def convert(sources: Sequence[Path | str], options: Options) -> Result:
 
     Raises: UserError with one line for each file that cannot be read, or if the character is not there.
     """
-    conversion = Conversion(options)
+    files = find_files(sources)
+    scripts = [file for file in files if file.path.suffix.lower() not in READY]
+    if scripts and not options.names:
+        raise UserError(f"{scripts[0].name}: 缺少角色 / no character: give --persona FILE or --character NAME")
+    tokens = None
+    if options.tokenizer:
+        from huanhuan.dataset.tokens import token_counter
+
+        tokens = token_counter(options.tokenizer)
+    conversion = Conversion(options, tokens)
     problems = Problems()
-    for source in find_files(sources):
+    for source in files:
         try:
-            script = read_script(source, conversion.speakers, encoding=options.encoding, layout=options.layout)
+            if source.path.suffix.lower() in READY:
+                conversion.add_ready(source)
+            else:
+                conversion.add(
+                    read_script(source, conversion.speakers, encoding=options.encoding, layout=options.layout)
+                )
         except UserError as error:
             for problem in error.problems:
                 problems.add(problem)
-            continue
-        conversion.add(script)
     problems.raise_if_any()
     return conversion.finish()
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _SHOWN_TEXT else text[: _SHOWN_TEXT - 1] + "…"

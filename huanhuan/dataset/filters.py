@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
+from array import array
 from dataclasses import dataclass
+
+from huanhuan.dataset.spool import Texts
 
 NAMES = ("short", "interjection", "duplicate", "near_duplicate")
 INTERJECTIONS = "嗯啊哦噢喔唉哎呀哼咦诶欸呵哈嘿呜嗚呃唔嘻哟喲喂嘘噓呸哇"
@@ -14,7 +17,8 @@ _LATIN = re.compile(r"(?:oh|ah|uh|um|hm+|huh|eh|ha|heh)+", re.IGNORECASE)
 # Shorter texts differ in meaning with every character: 是 and 不是 are no duplicates.
 _NEAR_FROM = 12
 _SKETCH = 4
-_BUCKET = 16
+_SLOT_BITS = 20
+_SLOTS = (1 << _SLOT_BITS) - 1
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,9 @@ class Filters:
         self.options = options
         self.on = [name not in options.off for name in NAMES]
         self.seen: dict[bytes, int] = {}
-        self.sketches: dict[int, list[int]] = {}
-        self.kept: list[bytes] = []
+        # Which exchange had a hash last: a table of fixed size, in which a later one takes the place of an earlier.
+        self.latest = array("I", bytes(4 << _SLOT_BITS)) if self.on[3] else array("I")
+        self.kept = Texts()
         self.idle = re.compile(f"[{re.escape(options.interjections)}]+") if options.interjections else None
 
     def reason(self, prompt: str, reply: str) -> str | None:
@@ -74,34 +79,34 @@ class Filters:
         """Whether a kept exchange shares enough character pairs with ``text``; remembers it if not.
 
         Texts are compared only if they share one of their few smallest hashes of three characters each (a bottom-k
-        sketch), and with a bounded number of them, so the work grows with the text and not with its square.
+        sketch), each with the latest that had it, so the work grows with the text and not with its square.
         """
         data = text.encode("utf-32-le", "surrogatepass")
         crc32 = zlib.crc32
-        hashes = sorted({crc32(data[at : at + 12]) for at in range(0, len(data) - 8, 4)})[:_SKETCH]
-        pairs: set[bytes] | None = None
-        looked: set[int] = set()
-        for value in hashes:
-            for index in self.sketches.get(value, ()):
-                if index in looked:
-                    continue
+        slots = [value & _SLOTS for value in sorted({crc32(data[at : at + 12]) for at in range(0, len(data) - 8, 4)})]
+        looked = {0}
+        for slot in slots[:_SKETCH]:
+            index = self.latest[slot]
+            if index not in looked:
                 looked.add(index)
-                if pairs is None:
-                    pairs = _pairs(data)
-                other = self.kept[index]
-                # The share of common pairs cannot reach the limit if the lengths are too far apart.
-                if min(len(other), len(data)) < max(len(other), len(data)) * self.options.similarity / 2:
-                    continue
-                theirs = _pairs(other)
-                if 2 * len(pairs & theirs) >= self.options.similarity * (len(pairs) + len(theirs)):
+                if _alike(text, self.kept[index - 1]) >= self.options.similarity:
                     return True
-        for value in hashes:
-            bucket = self.sketches.setdefault(value, [])
-            if len(bucket) < _BUCKET:
-                bucket.append(len(self.kept))
-        self.kept.append(data)
+        self.kept.append(text.replace("\n", "\t"))
+        for slot in slots[:_SKETCH]:
+            self.latest[slot] = len(self.kept)
         return False
 
 
-def _pairs(data: bytes) -> set[bytes]:
-    return {data[at : at + 8] for at in range(0, len(data) - 4, 4)}
+def _alike(text: str, other: str) -> float:
+    """The share of character pairs that two texts have in common, 0 to 1; the seam of prompt and reply counts too.
+
+    >>> _alike("abcd", "abcx")
+    0.6666666666666666
+    """
+    text = text.replace("\n", "\t")
+    # Equal numbers of pairs at most: texts of very different lengths need not be compared.
+    if min(len(text), len(other)) * 2 < max(len(text), len(other)):
+        return 0.0
+    ours = {text[at : at + 2] for at in range(len(text) - 1)}
+    theirs = {other[at : at + 2] for at in range(len(other) - 1)}
+    return 2 * len(ours & theirs) / (len(ours) + len(theirs))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -28,8 +28,10 @@ def check_out(out: Path) -> None:
         raise UserError(f"{parent}: 是文件而不是文件夹 / is a file, not a folder: choose another --out")
 
 
-def write_together(folder: Path, contents: dict[str, Iterable[str]]) -> None:
+def write_together(folder: Path, contents: dict[str, Iterable[str]], remove: Sequence[str] = ()) -> None:
     """Write each of ``contents`` (file name to pieces of text) into ``folder``; other files there stay.
+
+    Files of the names in ``remove`` are deleted once the new ones are in place.
 
     All are written beside their places first and then renamed; if anything fails, every file is as it was.
     """
@@ -50,6 +52,8 @@ def write_together(folder: Path, contents: dict[str, Iterable[str]]) -> None:
             Path(part).chmod(0o666 & ~umask)
         _swap(parts)
         undo.pop_all()
+    for name in remove:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _swap(parts: dict[Path, Path]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
 from huanhuan.text.model import Skipped
@@ -97,7 +97,7 @@ class Report:
     # prompt_tokens, reply_tokens, record_tokens.
     lengths: dict[str, Lengths]
     skipped_counts: dict[str, int]
-    skipped: tuple[Skipped, ...]
+    skipped: Sequence[Skipped]
     # Up to twenty records in the training format, picked by a seeded hash.
     samples: tuple[dict[str, Any], ...]
     split: tuple[Part, ...]
@@ -105,16 +105,22 @@ class Report:
 
     def to_json(self) -> str:
         """The report as indented JSON; one skipped item, speaker or sample a line, so that diffs stay readable."""
-        parts = []
-        for key, value in _plain(self).items():
-            if isinstance(value, list) and value:
-                body = "[\n" + ",\n".join("    " + _dump(item) for item in value) + "\n  ]"
-            elif isinstance(value, dict) and value:
-                body = "{\n" + ",\n".join(f"    {_dump(name)}: {_dump(item)}" for name, item in value.items()) + "\n  }"
+        return "".join(self.json_pieces())
+
+    def json_pieces(self) -> Iterator[str]:
+        """The text of :meth:`to_json` in pieces, so that a long list of skipped items is never held whole."""
+        yield "{\n"
+        for number, each in enumerate(fields(self)):
+            value = getattr(self, each.name)
+            yield f"{'' if number == 0 else ',' + chr(10)}  {_dump(each.name)}: "
+            if isinstance(value, dict) and value:
+                rows = (f"{_dump(name)}: {_dump(_plain(item))}" for name, item in value.items())
+                yield from _block("{", rows, "}")
+            elif not isinstance(value, str) and isinstance(value, Sequence) and len(value):
+                yield from _block("[", (_dump(_plain(item)) for item in value), "]")
             else:
-                body = _dump(value)
-            parts.append(f"  {_dump(key)}: {body}")
-        return "{\n" + ",\n".join(parts) + "\n}\n"
+                yield _dump(value)
+        yield "\n}\n"
 
     @classmethod
     def from_json(cls, text: str) -> Report:
@@ -161,8 +167,16 @@ def _dump(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _plain(report: Report) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(report), ensure_ascii=False))
+def _block(opening: str, rows: Iterable[str], closing: str) -> Iterator[str]:
+    yield opening
+    for number, row in enumerate(rows):
+        yield f"{',' if number else ''}\n    {row}"
+    yield f"\n  {closing}"
+
+
+def _plain(value: Any) -> Any:
+    """A dataclass as a dict of its fields; its own values are plain or tuples of plain ones."""
+    return {each.name: getattr(value, each.name) for each in fields(value)} if is_dataclass(value) else value
 
 
 def _build(kind: Any, value: Any) -> Any:
@@ -172,7 +186,7 @@ def _build(kind: Any, value: Any) -> Any:
         known = {each.name for each in fields(kind)}
         return kind(**{key: _build(hints[key], item) for key, item in value.items() if key in known})
     origin, arguments = get_origin(kind), get_args(kind)
-    if origin is tuple:
+    if origin is tuple or origin is Sequence:
         return tuple(_build(arguments[0], item) for item in value)
     if origin is dict and is_dataclass(arguments[1]):
         return {key: _build(arguments[1], item) for key, item in value.items()}

@@ -9,7 +9,8 @@ from huanhuan.text.labels import Speakers
 from huanhuan.text.layouts import LAYOUTS, detect_layout
 from huanhuan.text.model import Script, Skipped
 from huanhuan.text.novel import parse_novel
-from huanhuan.text.script import classify, parse
+from huanhuan.text.rows import classify
+from huanhuan.text.script import parse
 from huanhuan.text.sources import SourceFile, read_text
 
 

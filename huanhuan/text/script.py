@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import NamedTuple
 
 from huanhuan.text.clean import CLOSING, OPENING, has_brackets, join_lines, pieces, squeeze
-from huanhuan.text.headings import Heading, read_heading
 from huanhuan.text.labels import (
-    MATCHERS,
     Match,
     Speakers,
     could_be_name,
     is_narrator,
     match_slip,
     name_key,
-    strip_prefix,
 )
 from huanhuan.text.model import Direction, Scene, Script, Skipped, Speech
+from huanhuan.text.rows import Row, lone_labels
 
-_TIMING = re.compile(r"\s*[\[(]?\d{1,2}:\d{2}(?::\d{2})?(?:[.,]\d{1,3})?[\])]?(?:\s*-->.*)?\s*$|\s*\d{1,6}\s*$")
 _ENDED = frozenset("。！？…”」』）)】!?.\"'’—~～；;")
 _BESIDE = re.compile(r"(?:^|[；;，,。！？!?\s])([^：:；;，,。！？!?\s（）()]{1,10})[：:∶]")
 # Somebody who speaks only inside brackets: two or three characters that neither point nor place.
@@ -29,67 +25,16 @@ _NAME_LIKE = re.compile(
     "(?<![说說道问問曰云想喊叫中内內外上下里裡后後前时時间間声聲信着著地处處面头頭写寫字])$"
 )
 _QUOTES = {"“": "”", "「": "」", "『": "』", '"': '"', "‘": "’", "＂": "＂", "〝": "〞"}
-_EMPHASIS = re.compile(r"(\*{1,3}|__)(?=\S)(.+?)(?<=\S)\1")
 # How far back a scene marked as continued is looked for: numbers repeat over a whole series.
 _RESUME_WITHIN = 12
 _LONGEST_DIRECTION = 8
-
-
-class Row(NamedTuple):
-    """What one line is. ``kind``: blank, heading, label, note, direction, text or noise."""
-
-    kind: str
-    text: str
-    match: Match | None = None
-    heading: Heading | None = None
-
-
-_BLANK = Row("blank", "")
-
-
-def classify(lines: list[str], layout: str, *, markdown: bool = False) -> list[Row]:
-    """What each line is by itself; a label is only a candidate until the whole file has been seen."""
-    matcher = MATCHERS[layout]
-    rows: list[Row] = []
-    for line in lines:
-        text = line.strip()
-        if not text:
-            rows.append(_BLANK)
-            continue
-        heading = read_heading(text)
-        if heading:
-            rows.append(Row("heading", text, None, heading))
-            continue
-        if text[0] in OPENING and text[-1] in CLOSING and _is_one_bracket(text):
-            match = match_boxed(text, layout)
-            rows.append(Row("label", text, match) if match else Row("direction", text))
-            continue
-        bare = strip_prefix(text)
-        if bare is not text and (heading := read_heading(bare)) and heading.kind != "break":
-            rows.append(Row("heading", bare, None, heading))
-            continue
-        match = matcher(bare)
-        if match is None:
-            rows.append(Row("noise" if _TIMING.match(text) else "text", bare))
-        elif is_narrator(match.name) or is_narrator(match.beat):
-            rows.append(Row("note", text, match))
-        else:
-            if markdown:
-                match = match._replace(speech=_EMPHASIS.sub(r"\2", match.speech))
-            rows.append(Row("label", bare, match))
-    return rows
-
-
-def match_boxed(text: str, layout: str) -> Match | None:
-    """A name in brackets on its own line, where the layout has names on lines of their own."""
-    return MATCHERS[layout](text) if layout == "name-line" and text[0] in "【[" else None
 
 
 def parse(script: Script, lines: list[str], rows: list[Row], speakers: Speakers) -> Script:
     """Fill ``script`` with the scenes of its ``lines``; ``speakers`` learns the labels of this file first."""
     name_line = script.layout == "name-line"
     if name_line:
-        rows = _lone_labels(rows, speakers)
+        rows = lone_labels(rows, speakers)
     counts: Counter[str] = Counter()
     for row in rows:
         if row.kind == "label" and row.match:
@@ -378,19 +323,6 @@ class _Builder:
         return not spoken
 
 
-def _is_one_bracket(text: str) -> bool:
-    """Whether the bracket that opens ``text`` closes at its end and not before."""
-    depth = 0
-    for at, character in enumerate(text):
-        if character in OPENING:
-            depth += 1
-        elif character in CLOSING:
-            depth -= 1
-            if depth == 0:
-                return at == len(text) - 1
-    return False
-
-
 def _unquote(text: str) -> str:
     """``text`` without the pair of quotation marks around the whole of it; narration between quotations goes too.
 
@@ -402,49 +334,3 @@ def _unquote(text: str) -> str:
         return text
     inner = text[1:-1]
     return inner if text[-1] == closing and text[0] not in inner and closing not in inner else text
-
-
-def _lone_labels(rows: list[Row], speakers: Speakers) -> list[Row]:
-    """Decide which lines are names on their own.
-
-    A name recurs, or has a colon; speech follows it without a blank; and it does not itself follow a name. Where
-    nearly all of them come after a blank line, those that do not are speech that looks like a name.
-    """
-    counts: Counter[str] = Counter()
-    spaced = total = 0
-    for row in rows:
-        if row.kind != "label" or row.match is None:
-            continue
-        counts[name_key(row.match.name)] += 1
-
-    def is_name(at: int) -> bool:
-        row = rows[at]
-        return (
-            row.match is not None
-            and (counts[name_key(row.match.name)] > 1 or speakers.known(row.match.name) or row.text[-1] in "：:")
-            and could_be_name(row.match.name)
-            and at + 1 < len(rows)
-            and rows[at + 1].kind in ("text", "label", "direction")
-        )
-
-    for at, row in enumerate(rows):
-        if row.kind == "label" and is_name(at):
-            total += 1
-            spaced += at == 0 or rows[at - 1].kind not in ("text", "label")
-    needs_gap = spaced * 10 >= 9 * total and total > 3
-    with_colon = sum(row.kind == "label" and row.text[-1] in "：:" for row in rows) * 10 >= 9 * total
-    found: list[Row] = []
-    after_name = False
-    for at, row in enumerate(rows):
-        if row.kind != "label":
-            found.append(row)
-            after_name = after_name and row.kind == "direction"
-            continue
-        lone = not needs_gap or at == 0 or rows[at - 1].kind not in ("text", "label")
-        if not after_name and lone and is_name(at) and (not with_colon or row.text[-1] in "：:"):
-            found.append(row)
-            after_name = True
-        else:
-            found.append(Row("text", row.text))
-            after_name = False
-    return found

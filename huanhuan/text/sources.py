@@ -11,6 +11,8 @@ from huanhuan.errors import Problems, UserError, os_error_line
 from huanhuan.text.encoding import decode
 from huanhuan.text.numerals import natural_key
 
+# Files that hold conversations already; taken only when named, since a folder of scripts may hold what was made of them.
+READY = (".jsonl", ".json")
 SUFFIXES = (".txt", ".md", ".markdown", ".docx", ".fountain")
 
 
