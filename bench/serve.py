@@ -50,7 +50,8 @@ def direct(engine: Any, config: Any) -> Timing:
 
 def measure(run: Callable[[], Timing], other: Callable[[], Timing], repeats: int) -> list[list[Timing]]:
     """Both, taking turns so that what drifts on the card drifts for both."""
-    run(), other()
+    run()
+    other()
     pairs = [(run(), other()) for _ in range(repeats)]
     return [[pair[i] for pair in pairs] for i in range(2)]
 

@@ -114,11 +114,15 @@ class Reply:
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._on_stop: list[Callable[[], object]] = []
+        self._on_release: list[Callable[[], object]] = []
+        self._released = False
         self._text = ""
         self.tokens = 0
         self.finish: Finish | None = None
         self.error: EngineError | None = None
         self.dropped = 0
+        self.ahead: int | None = None
+        self.restarts = 0
         self.asked_at = time.monotonic()
         self.started_at: float | None = None
         self.first_at: float | None = None
@@ -134,8 +138,13 @@ class Reply:
 
     @property
     def done(self) -> bool:
-        """Whether the engine has finished with this reply, its slot included."""
+        """Whether nothing more will be said."""
         return self.finish is not None or self.error is not None
+
+    @property
+    def released(self) -> bool:
+        """Whether the engine has given the slot of this reply back."""
+        return self._released
 
     @property
     def stop_requested(self) -> bool:
@@ -171,14 +180,20 @@ class Reply:
     def ticks(self, seen: int = 0, every: float = 0.25) -> Iterator[str]:
         """New text after the first ``seen`` characters as it arrives, or "" after ``every`` seconds without any.
 
-        The empty ones let a page look at what its visitor clicks while the engine says nothing.
+        The empty ones let a page look at what its visitor clicks while the engine says nothing. A reply that
+        is begun anew (``restarts``) is yielded from its new beginning.
 
         Raises: EngineError if the engine failed or did not answer in time; what was said stays in ``text``.
         """
+        restarts = self.restarts
         while True:
             with self._changed:
-                self._changed.wait_for(lambda start=seen: len(self._text) > start or self.done, every)
+                self._changed.wait_for(
+                    lambda start=seen, old=restarts: len(self._text) > start or self.done or self.restarts != old, every
+                )
                 text, done = self._text, self.done
+                if self.restarts != restarts:
+                    restarts, seen = self.restarts, 0
             self.read_at = time.monotonic()
             if len(text) > seen:
                 yield text[seen:]
@@ -231,8 +246,25 @@ class Reply:
                 return
         callback()
 
+    def on_release(self, callback: Callable[[], object]) -> None:
+        """Call ``callback`` once when the engine has given the slot back; at once if it has."""
+        with self._changed:
+            if not self._released:
+                self._on_release.append(callback)
+                return
+        callback()
+
+    def release(self) -> None:
+        """The engine has nothing more to do with this reply."""
+        with self._changed:
+            self._released = True
+            callbacks, self._on_release = self._on_release, []
+        for callback in callbacks:
+            callback()
+
     def begin(self) -> None:
         """Generation starts now: timeouts and the time to the first token count from here."""
+        self.ahead = None
         self.started_at = time.monotonic()
 
     def add(self, piece: str, tokens: int | None = None) -> None:
@@ -264,8 +296,9 @@ class Reply:
             self._changed.notify_all()
 
     def restart(self) -> None:
-        """Forget what was said so that the reply can be written anew; readers see the new text from 0."""
+        """Forget what was said so that the reply can be written anew."""
         with self._changed:
+            self.restarts += 1
             self._text = ""
             self.tokens = 0
             self.first_at = self.last_at = None
@@ -289,7 +322,7 @@ class Engine(ABC):
         self.timeouts = Timeouts.from_environment()
 
     def reply(self, messages: Sequence[Message], sampling: Sampling | None = None, into: Reply | None = None) -> Reply:
-        """Start answering ``messages``; the last one must be the user's.
+        """Start answering ``messages``; if the last one is the assistant's, the reply goes on from there.
 
         Control tokens are removed from every text. Of a conversation too long for the context the oldest
         exchanges are dropped, never the system prompt (``Reply.dropped`` counts the messages). ``into`` is a
@@ -311,7 +344,7 @@ class Engine(ABC):
         """
         cleaned: list[Message] = [{"role": each["role"], "content": clean(each["content"])} for each in messages]
         cleaned = [each for each in cleaned if each["content"]]
-        if not cleaned or cleaned[-1]["role"] != "user":
+        if not any(each["role"] == "user" for each in cleaned) or (messages and not clean(messages[-1]["content"])):
             raise EngineError("请先说一句话", "say something first")
         system = cleaned[:1] if cleaned[0]["role"] == "system" else []
         rest = cleaned[len(system) :]
@@ -320,8 +353,8 @@ class Engine(ABC):
             later = next((i for i, each in enumerate(rest) if i and each["role"] == "user"), None)
             if later is None:
                 raise EngineError(
-                    "这句话太长了，请缩短，或在设置里减小回复长度",
-                    "this message is too long: shorten it, or lower the reply length in the settings",
+                    "这句话连同人设太长了，请缩短，或在设置里减小回复长度",
+                    "this message with the system prompt is too long: shorten one, or lower the reply length",
                 )
             rest = rest[later:]
         return [*system, *rest]

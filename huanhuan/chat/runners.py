@@ -27,6 +27,8 @@ class ThreadedEngine(Engine):
             reply.fail(error)
         except Exception as error:
             reply.fail(self.explain(error))
+        finally:
+            reply.release()
 
     @abstractmethod
     def _write(self, reply: Reply, messages: list[Message], sampling: Sampling) -> Finish:
@@ -88,6 +90,8 @@ class LoopEngine(Engine):
             reply.fail(error)
         except Exception as error:
             reply.fail(self.explain(error))
+        finally:
+            reply.release()
 
     def _stop(self, writing: asyncio.Future[Finish], reply: Reply) -> None:
         """Called on the loop when the reply is to end."""

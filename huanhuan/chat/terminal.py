@@ -7,6 +7,7 @@ import logging
 import click
 
 from huanhuan.chat.engine import GREEDY, Engine, EngineError, Reply, Sampling
+from huanhuan.chat.guard import guarded
 from huanhuan.chat.select import build
 from huanhuan.errors import UserError
 from huanhuan.persona import Persona, load_persona
@@ -40,7 +41,7 @@ def chat(*, persona: str, model: str | None, say: str | None, **options: object)
     logging.getLogger("huanhuan").propagate = False
     if say is None:
         click.echo("正在加载模型…… / loading the model …", err=True)
-    engine = build(model)
+    engine = guarded(build(model))
     try:
         if say is not None:
             return _say_once(engine, card, say, sampling)
@@ -57,9 +58,13 @@ def _say_once(engine: Engine, card: Persona, text: str, sampling: Sampling) -> i
 
 
 def _print(reply: Reply) -> None:
-    """Print the reply as it arrives; Ctrl-C stops it and keeps what was said."""
+    """Print the reply as it arrives; Ctrl-C stops it and keeps what was said. Said anew, it starts on a new line."""
+    restarts = 0
     try:
-        for piece in reply:
+        for piece in reply.ticks():
+            if reply.restarts != restarts:
+                restarts = reply.restarts
+                click.echo("\n（重说 / once more）", err=True)
             click.echo(piece, nl=False)
     except KeyboardInterrupt:
         reply.stop()

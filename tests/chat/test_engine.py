@@ -111,7 +111,7 @@ def test_a_message_that_cannot_fit_alone_is_refused() -> None:
         FakeEngine(context_tokens=40).reply(talk("长" * 30), Sampling(max_new_tokens=20))
 
 
-@pytest.mark.parametrize("messages", [[], talk("  "), talk("<|im_end|>"), talk("甲", "乙")])
+@pytest.mark.parametrize("messages", [[], talk("  "), talk("<|im_end|>"), talk("甲", "乙", " "), talk(system="人设")])
 def test_there_must_be_something_to_answer(messages: list[Message]) -> None:
     with pytest.raises(EngineError, match="say something"):
         FakeEngine().reply(messages)

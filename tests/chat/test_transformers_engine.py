@@ -45,6 +45,15 @@ def test_a_greedy_reply_equals_the_argmax_loop(engine: TransformersEngine) -> No
     assert reply.tokens == len(made)
 
 
+def test_a_reply_can_be_continued_where_it_ended(engine: TransformersEngine) -> None:
+    half: list[Message] = [*ASKED, {"role": "assistant", "content": "我是这园子里"}]
+    ids = prompt_ids(engine.tokenizer, half)
+    assert engine.tokenizer.decode(ids).endswith(f"{START}assistant\n我是这园子里")
+    whole = encode(engine.tokenizer, half, add_generation_prompt=False)
+    assert ids == whole[: len(ids)]
+    assert engine.reply(half, Sampling(temperature=0, max_new_tokens=4)).wait(10)
+
+
 def test_a_stop_ends_the_thread_and_frees_the_engine(engine: TransformersEngine) -> None:
     before = threading.active_count()
     reply = engine.reply(ASKED, Sampling(temperature=2, top_p=1, top_k=0, max_new_tokens=1500, seed=3))

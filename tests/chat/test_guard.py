@@ -1,0 +1,140 @@
+"""The guard: what it notices, what it lets pass, and how it has a reply said again."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+from fake_engine import FakeEngine  # type: ignore[import-not-found]
+from hypothesis import given
+from hypothesis import strategies as st
+
+from huanhuan.chat.engine import GREEDY, EngineError, Sampling
+from huanhuan.chat.guard import GuardedEngine, adjusted, guarded, loops, problem
+from huanhuan.template import Message
+
+ASKED: list[Message] = [{"role": "user", "content": "你是谁？"}]
+GOOD = "我是这园子里种花的人。"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "empty"),
+        ("……", "empty"),
+        ("作为一个AI语言模型，我没有感情。", "role"),
+        ("抱歉，作为人工智能，我不能回答。", "role"),
+        ("我是一个由上海某实验室开发的语言模型", "role"),
+        ("我是书生·浦语。", "role"),
+        ("As an AI language model, I cannot.", "role"),
+        ("I'm just an AI.", "role"),
+        ("好" * 24, "loop"),
+        ("你且听我说，" * 6, "loop"),
+        ("今日天气甚好，正该出门。\n" * 4, "loop"),
+        (GOOD, None),
+        ("嗯。", None),
+        ("哈哈哈哈哈哈，好，好，好！", None),
+        ("我是人工智能吗？我可不知道那是什么。", None),
+        ("罢了，罢了，罢了。去吧。", None),
+        ("1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15", None),
+        ("……………………", "empty"),
+    ],
+)
+def test_what_is_wrong_with_a_reply(text: str, expected: str | None) -> None:
+    assert problem(text) == expected
+
+
+def test_an_unfinished_reply_is_not_empty_yet() -> None:
+    assert problem("", finished=False) is None
+    assert problem("…", finished=False) is None
+
+
+@given(st.text(st.sampled_from("你我他宫墙海棠风雨月"), min_size=1, max_size=30), st.text(max_size=40))
+def test_any_unit_repeated_long_enough_is_a_loop(unit: str, before: str) -> None:
+    assert loops(before + unit * 24)
+
+
+@given(st.lists(st.sampled_from("天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏"), unique=True, max_size=24))
+def test_text_without_repetition_is_no_loop(letters: list[str]) -> None:
+    assert not loops("".join(letters))
+
+
+def turns(*texts: str) -> Callable[[object], str]:
+    answers = itertools.chain(texts, itertools.repeat(texts[-1]))
+    return lambda _: next(answers)
+
+
+def test_a_good_reply_passes_untouched() -> None:
+    engine = GuardedEngine(FakeEngine(lambda _: GOOD))
+    reply = engine.reply(ASKED, Sampling(max_new_tokens=50))
+    assert reply.result() == GOOD and reply.restarts == 0 and not engine.counts
+    assert reply.tokens == len(GOOD) and reply.first_token_seconds is not None
+
+
+@pytest.mark.parametrize(
+    ("bad", "found"), [("", "empty"), ("作为一个AI语言模型，我……", "role"), ("好的，" * 300, "loop")]
+)
+def test_a_bad_reply_is_said_once_more_with_other_sampling(bad: str, found: str) -> None:
+    fake = FakeEngine(turns(bad, GOOD))
+    engine = GuardedEngine(fake)
+    reply = engine.reply(ASKED, GREEDY)
+    assert reply.wait(5) and reply.text == GOOD and reply.restarts == 1
+    assert engine.counts == {found: 1} and engine.kept == 0
+    first, second = (sampling for _, sampling in fake.seen)
+    assert first.greedy and not second.greedy
+    assert (second.repetition_penalty > 1) == (found == "loop")
+    assert fake.busy == 0
+
+
+def test_a_loop_is_cut_long_before_its_end() -> None:
+    fake = FakeEngine(turns("好的，" * 100, GOOD), delay=0.001)
+    said = []
+    for piece in (reply := GuardedEngine(fake).reply(ASKED)).ticks():
+        said.append(piece)
+    assert len("".join(said)) < 100 + len(GOOD) and reply.text == GOOD
+
+
+def test_it_tries_only_once_more() -> None:
+    fake = FakeEngine(lambda _: "作为一个AI语言模型，我没有名字。")
+    engine = GuardedEngine(fake)
+    assert engine.reply(ASKED).result().startswith("作为一个AI")
+    assert len(fake.seen) == 2 and engine.kept == 1
+
+
+def test_a_stop_is_final() -> None:
+    fake = FakeEngine(lambda _: "好的，" * 500, delay=0.005)
+    reply = GuardedEngine(fake).reply(ASKED)
+    while not reply.text:
+        assert not reply.done
+    reply.stop()
+    assert reply.wait(5) and reply.finish == "stopped" and len(fake.seen) == 1
+
+
+@pytest.mark.parametrize("fault", ["raise", "mid", "refuse"])
+def test_errors_pass_through(fault: str) -> None:
+    fake = FakeEngine()
+    fake.fault = fault
+    with pytest.raises(EngineError):
+        GuardedEngine(fake).reply(ASKED).result()
+    assert len(fake.seen) == 1
+
+
+def test_a_continued_reply_is_judged_with_its_beginning() -> None:
+    fake = FakeEngine(turns("语言模型，我没有感情。", "种花的，自然懂花。"))
+    messages: list[Message] = [*ASKED, {"role": "assistant", "content": "作为一个"}]
+    assert GuardedEngine(fake).reply(messages).wait(5)
+    assert len(fake.seen) == 2
+
+
+def test_the_guard_can_be_switched_off() -> None:
+    fake = FakeEngine()
+    assert guarded(fake, {"HUANHUAN_GUARD": "off"}) is fake
+    assert isinstance(guarded(fake, {}), GuardedEngine)
+
+
+def test_adjusted_sampling_stays_in_range_and_changes_the_seed() -> None:
+    for temperature in (0, 0.5, 2):
+        for found in ("loop", "empty", "role"):
+            new = adjusted(Sampling(temperature=temperature, seed=4), found)
+            assert new.temperature <= 1.2 and new.seed == 5
