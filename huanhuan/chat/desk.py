@@ -1,0 +1,200 @@
+"""Who is answered next: a bounded queue before the engine, first come first served.
+
+Every visitor has one reply at a time and a number of them per hour; a reply that nobody reads any more, or
+that is overdue, is stopped, so that its slot goes to the next.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from huanhuan.chat.engine import Engine, EngineError, Reply, Sampling
+from huanhuan.errors import UserError
+from huanhuan.template import Message
+
+logger = logging.getLogger("huanhuan.chat")
+
+HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """``queue`` replies may wait; ``hourly`` per visitor; unread for ``unread`` seconds, a reply is stopped.
+
+    A slot not given back ``lost`` seconds after a stop counts as lost, and the engine as ill.
+    """
+
+    queue: int = 32
+    hourly: int = 120
+    unread: float = 20.0
+    lost: float = 60.0
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Limits:
+        """``HUANHUAN_QUEUE`` and ``HUANHUAN_HOURLY`` where they are set. Raises: UserError if they are no numbers."""
+        values: dict[str, int] = {}
+        problems: list[str] = []
+        for name, field in (("HUANHUAN_QUEUE", "queue"), ("HUANHUAN_HOURLY", "hourly")):
+            text = environ.get(name, "").strip()
+            if text.isdecimal() and int(text) > 0:
+                values[field] = int(text)
+            elif text:
+                problems.append(f"{name}={text}: 需要正整数 / must be a whole number over 0: correct it or unset it")
+        if problems:
+            raise UserError(problems)
+        return cls(**values)  # type: ignore[arg-type]
+
+
+class Refused(EngineError):
+    """The desk takes no message now; the sentence says why."""
+
+
+@dataclass
+class _Job:
+    visitor: str
+    reply: Reply
+    messages: list[Message]
+    sampling: Sampling
+
+
+class Desk:
+    """Admits replies to ``engine``, as many at a time as it has slots."""
+
+    def __init__(self, engine: Engine, limits: Limits | None = None) -> None:
+        self.engine = engine
+        self.limits = limits or Limits()
+        self._lock = threading.RLock()
+        self._waiting: deque[_Job] = deque()
+        self._running: dict[Reply, _Job] = {}
+        self._asked: dict[str, deque[float]] = {}
+        self._stopped_at: dict[Reply, float] = {}
+        self._closed = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="desk-keeper", daemon=True)
+        self._keeper.start()
+
+    def ask(self, visitor: str, messages: Sequence[Message], sampling: Sampling) -> Reply:
+        """Queue a reply for ``visitor``; it may begin at once. An earlier one of theirs is stopped.
+
+        Raises: Refused if the queue is full or the visitor has used up the hour.
+        """
+        with self._lock:
+            if self._closed.is_set():
+                raise Refused("服务正在关闭", "the service is shutting down")
+            for job in [*self._waiting, *self._running.values()]:
+                if job.visitor == visitor:
+                    job.reply.stop()
+            now = time.monotonic()
+            recent = self._asked.setdefault(visitor, deque())
+            while recent and now - recent[0] > HOUR:
+                recent.popleft()
+            if len(recent) >= self.limits.hourly:
+                minutes = int((HOUR - (now - recent[0])) / 60) + 1
+                raise Refused(
+                    f"您这一小时说得够多了，请 {minutes} 分钟后再来",
+                    f"you have reached the hourly limit: come back in {minutes} minutes",
+                )
+            if len(self._waiting) >= self.limits.queue:
+                raise Refused("排队的人太多了，请稍后再试", "too many people are waiting: try again later")
+            recent.append(now)
+            reply = Reply(self.engine.timeouts)
+            self._waiting.append(_Job(visitor, reply, list(messages), sampling))
+            reply.on_stop(lambda: self._stopped(reply))
+        self._admit()
+        return reply
+
+    def _stopped(self, reply: Reply) -> None:
+        """A person stopped ``reply``: out of the queue at once, or noted until the engine lets go."""
+        with self._lock:
+            for job in self._waiting:
+                if job.reply is reply:
+                    self._waiting.remove(job)
+                    reply.end("stopped")
+                    reply.release()
+                    break
+            else:
+                if reply in self._running:
+                    self._stopped_at.setdefault(reply, time.monotonic())
+        self._admit()
+
+    def _admit(self) -> None:
+        """Start what may start, and tell the others how many come before them."""
+        starting: list[_Job] = []
+        with self._lock:
+            while self._waiting and len(self._running) < self.engine.slots and not self._closed.is_set():
+                job = self._waiting.popleft()
+                self._running[job.reply] = job
+                starting.append(job)
+            for ahead, job in enumerate(self._waiting):
+                job.reply.ahead = ahead
+        for job in starting:
+            job.reply.ahead = None
+            try:
+                self.engine.reply(job.messages, job.sampling, into=job.reply)
+            except EngineError as error:
+                job.reply.fail(error)
+                self._released(job.reply)
+            except Exception as error:
+                job.reply.fail(self.engine.explain(error))
+                self._released(job.reply)
+            else:
+                job.reply.on_release(lambda reply=job.reply: self._released(reply))
+
+    def _released(self, reply: Reply) -> None:
+        with self._lock:
+            self._running.pop(reply, None)
+            self._stopped_at.pop(reply, None)
+        self._admit()
+
+    def _keep(self) -> None:
+        """Look after the replies until the desk closes."""
+        while not self._closed.wait(0.25):
+            now = time.monotonic()
+            with self._lock:
+                jobs = [*self._waiting, *self._running.values()]
+                quiet = [visitor for visitor, asked in self._asked.items() if now - asked[-1] > HOUR]
+                for visitor in quiet:
+                    del self._asked[visitor]
+            for job in jobs:
+                job.reply.check_time()
+                if now - job.reply.read_at > self.limits.unread and not job.reply.stop_requested:
+                    logger.info("nobody reads a reply any more: stopped")
+                    job.reply.stop()
+
+    @property
+    def waiting(self) -> int:
+        """How many replies wait."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """How many replies hold a slot."""
+        return len(self._running)
+
+    @property
+    def lost(self) -> int:
+        """Slots that the engine has not given back long after a stop."""
+        now = time.monotonic()
+        with self._lock:
+            return sum(1 for stopped in self._stopped_at.values() if now - stopped > self.limits.lost)
+
+    def healthy(self) -> bool:
+        """Whether the engine is well and has a slot that is not lost."""
+        return self.lost < self.engine.slots and self.engine.healthy()
+
+    def close(self, patience: float = 5.0) -> None:
+        """Take no more, stop every reply and wait for the slots, at most ``patience`` seconds."""
+        self._closed.set()
+        with self._lock:
+            jobs = [*self._waiting, *self._running.values()]
+        for job in jobs:
+            job.reply.stop()
+        end = time.monotonic() + patience
+        while self._running and time.monotonic() < end:
+            time.sleep(0.02)
+        self._keeper.join(2)
