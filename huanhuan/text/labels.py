@@ -186,7 +186,11 @@ def could_be_name(name: str) -> bool:
         return False
     if _LATIN.search(name):
         words = name.split()
-        return len(words) <= 5 and all(word[0].isupper() or not word[0].isalpha() or word in _SMALL for word in words)
+        return (
+            len(words) <= 5
+            and all(word[0].isupper() or not word[0].isalpha() or word in _SMALL for word in words)
+            and any(word[0].isupper() for word in words)
+        )
     parts = [part for part in _JOINT.split(name) if part]
     return all(len(part.replace(" ", "")) <= 7 for part in parts) and not _SAYING.search(name)
 

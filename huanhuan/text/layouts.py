@@ -7,7 +7,7 @@ from collections import Counter
 from huanhuan.text.clean import CLOSING, OPENING
 from huanhuan.text.fountain import character_cue
 from huanhuan.text.headings import read_heading
-from huanhuan.text.labels import MATCHERS, could_be_name, is_narrator, name_key, strip_prefix
+from huanhuan.text.labels import MATCHERS, could_be_name, is_narrator, match_colon, match_slip, name_key, strip_prefix
 from huanhuan.text.quotes import quote_pair
 
 LABELLED = ("colon", "tab", "bracket", "name-line")
@@ -40,9 +40,16 @@ def _quoting(plain: list[str]) -> float:
     """Paragraphs that hold a quotation; the narration between them belongs to the layout too, so they count more."""
     if not (pair := quote_pair(plain)):
         return 0.0
-    quoted = sum(pair[0] in text for text in plain)
     # Quotation marks in the lines of a script are no novel: there a label stands before nearly every one.
+    names = {match.name for text in plain if (match := match_colon(text)) and could_be_name(match.name)}
+    quoted = sum(pair[0] in text and not _labelled(text, names) for text in plain)
     return quoted * 0.9 if quoted * 5 >= len(plain) else quoted * 0.3
+
+
+def _labelled(text: str, names: set[str]) -> bool:
+    """Whether a quotation stands right after one of ``names``, with a colon or without."""
+    match = match_colon(text) or match_slip(text)
+    return match is not None and match.name in names
 
 
 def _cues(lines: list[str]) -> float:

@@ -23,7 +23,7 @@ class Row(NamedTuple):
     heading: Heading | None = None
 
 
-_BLANK = Row("blank", "")
+BLANK = Row("blank", "")
 
 
 def classify(lines: list[str], layout: str, *, markdown: bool = False) -> list[Row]:
@@ -33,7 +33,7 @@ def classify(lines: list[str], layout: str, *, markdown: bool = False) -> list[R
     for line in lines:
         text = line.strip()
         if not text:
-            rows.append(_BLANK)
+            rows.append(BLANK)
             continue
         heading = read_heading(text)
         if heading:

@@ -15,9 +15,11 @@ from huanhuan.text.labels import (
     name_key,
 )
 from huanhuan.text.model import Direction, Scene, Script, Skipped, Speech
-from huanhuan.text.rows import Row, lone_labels
+from huanhuan.text.rows import BLANK, Row, lone_labels
 
 _ENDED = frozenset("。！？…”」』）)】!?.\"'’—~～；;")
+# Of these, what ends a sentence and is no place to break a line at.
+_FINAL = _ENDED - frozenset("—~～；;’'")
 _BESIDE = re.compile(r"(?:^|[；;，,。！？!?\s])([^：:；;，,。！？!?\s（）()]{1,10})[：:∶]")
 # Somebody who speaks only inside brackets: two or three characters that neither point nor place.
 _NAME_LIKE = re.compile(
@@ -73,8 +75,10 @@ class _Builder:
         self.name_line = script.layout == "name-line"
         self.scene_of_key: dict[str, int] = {}
         self.resolved: dict[str, tuple[str, ...]] = {}
+        self.wide = 0
         self.usual_gap, self.breaks_by_blank = self._gaps()
         self.wraps, self.rare = self._wrapping()
+        self.firm = self._firm() if self.wraps else set()
         self.quoted = self._quoted()
 
     def _gaps(self) -> tuple[int, bool]:
@@ -110,9 +114,28 @@ class _Builder:
         ]
         if not before:
             return False, True
-        wide = widths[-1 - len(widths) // 50] * 3 // 4
+        wide = widths[-1 - len(widths) // 50] * 7 // 10
+        self.wide = wide
         wraps = len(before) > 2 and sum(width >= wide for width in before) * 10 >= 8 * len(before)
         return wraps, len(before) * 100 <= max(600, 3 * labels)
+
+    def _firm(self) -> set[str]:
+        """Labels that head a line which cannot be the rest of a wrapped one, and all names known before this file."""
+        here: Counter[str] = Counter()
+        firm = set(self.speakers.aliases)
+        previous = BLANK
+        for row in self.rows:
+            if row.kind == "label" and row.match:
+                key = name_key(row.match.name)
+                here[key] += 1
+                if (
+                    previous.kind not in ("label", "text")
+                    or previous.text[-1] in _FINAL
+                    or len(previous.text) < self.wide
+                ):
+                    firm.add(key)
+            previous = row
+        return firm | {key for key, count in here.items() if self.speakers.counts[key] > count}
 
     def _quoted(self) -> bool:
         """Whether speech stands in quotation marks throughout, so that the marks are not part of it."""
@@ -134,7 +157,7 @@ class _Builder:
                 self._close_scene()
             if row.kind == "heading":
                 self._heading(row, number)
-            elif row.kind == "label" and row.match:
+            elif row.kind == "label" and row.match and not (gap == 0 and self._is_wrapped_text(row.match)):
                 self._flush()
                 self.open, self.open_text, self.open_last = (row.match, number), row.match.speech, number
             elif row.kind == "direction":
@@ -205,7 +228,7 @@ class _Builder:
         wrapped = near and gap == 0 and (self.wraps or self.name_line)
         if not self.name_line and not (wrapped and unfinished):
             slip = match_slip(text)
-            sure = self.speakers.known if slip and text[len(slip.name)] in "；;" else self.speakers.frequent
+            sure = self.speakers.known if slip and text[len(slip.name)] in "；;“「『" else self.speakers.frequent
             if slip and slip.speech and sure(slip.name):
                 self._flush()
                 self.open, self.open_text, self.open_last = (slip, number), slip.speech, number
@@ -228,6 +251,16 @@ class _Builder:
             self._flush()
             self._skip(number, number, "unlabelled", text)
         return at + 1
+
+    def _is_wrapped_text(self, match: Match) -> bool:
+        """Whether a label that never stands elsewhere is the start of a wrapped line with a colon in it."""
+        return (
+            self.wraps
+            and self.open is not None
+            and len(self.rows[self.open_last - 1].text) >= self.wide
+            and self.open_text[-1:] not in _FINAL
+            and name_key(match.name) not in self.firm
+        )
 
     def _starts_with_name(self, text: str) -> bool:
         """Whether ``text`` begins with somebody's name: then it tells what they do, and nobody says it."""
