@@ -8,7 +8,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import streamlit as st
 
-app = st.App("huanhuan/chat/page/script.py")
+from huanhuan.chat.page import serving
+
+# Streamlit looks for this name and this call in the file's text.
+app = st.App(
+    serving.SCRIPT, routes=serving.routes(), lifespan=serving.lifespan, on_script_error=serving.on_script_error
+)
 
 if __name__ == "__main__":
     from streamlit.web import cli

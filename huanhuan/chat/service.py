@@ -1,4 +1,4 @@
-"""The engine of this process: started once, in the background, whatever the number of visitors."""
+"""The engine of this process, guarded and behind its desk: started once, whatever the number of visitors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import Literal
 
 from huanhuan.chat import select
+from huanhuan.chat.desk import Desk, Limits
 from huanhuan.chat.engine import Engine, EngineError
+from huanhuan.chat.guard import guarded
 from huanhuan.errors import UserError
 
 logger = logging.getLogger("huanhuan.chat")
@@ -31,7 +33,7 @@ class Service:
         self.doing = ""
         self.share: float | None = None
         self.problems: list[str] = []
-        self.engine: Engine | None = None
+        self.desk: Desk | None = None
         self.started_at = time.monotonic()
         self.start()
 
@@ -50,9 +52,11 @@ class Service:
 
     def _load(self) -> None:
         try:
-            self.engine = self._build()
+            limits = Limits.from_environment()
+            engine = guarded(self._build())
+            self.desk = Desk(engine, limits)
             self.state = "ready"
-            logger.info("%s answers with %s", self.engine.label, self.engine.model)
+            logger.info("%s answers with %s", engine.label, engine.model)
         except UserError as error:
             self._fail(error.problems)
         except Exception as error:
@@ -70,7 +74,8 @@ class Service:
         return self._ended.wait(timeout)
 
     def close(self) -> None:
-        """Close the engine if there is one."""
-        engine, self.engine = self.engine, None
-        if engine:
-            engine.close()
+        """Stop every reply and close the engine, if there is one."""
+        desk, self.desk = self.desk, None
+        if desk:
+            desk.close()
+            desk.engine.close()

@@ -91,8 +91,8 @@ def _turn(value: Any, number: int, problems: list[str]) -> Turn | None:
     if not isinstance(versions, list) or not 1 <= len(versions) <= MOST_VERSIONS:
         problems.append(f"{where}: versions 应有 1–{MOST_VERSIONS} 个 / must hold 1 to {MOST_VERSIONS}")
         return None
-    texts = [each.get("text") if isinstance(each, dict) else None for each in versions]
-    if not all(isinstance(text, str) and len(text) <= MOST_LETTERS for text in texts):
+    texts = [each["text"] for each in versions if isinstance(each, dict) and isinstance(each.get("text"), str)]
+    if len(texts) < len(versions) or any(len(text) > MOST_LETTERS for text in texts):
         problems.append(f"{where}: text 应为不超过 {MOST_LETTERS} 字的文字 / must be text of at most {MOST_LETTERS}")
         return None
     chosen = value.get("chosen", 0)

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "chat"))
 
 from fake_engine import FakeEngine  # type: ignore[import-not-found]
 
+from huanhuan.chat import personas as persona_folder
 from huanhuan.chat import select
 from huanhuan.chat.page import state as page_state
 
@@ -30,10 +31,13 @@ SCRIPT = Path(__file__).parents[2] / "huanhuan/chat/page/script.py"
 
 @pytest.fixture
 def personas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data folder that holds one persona under the default key."""
+    """A data folder that holds two personas, one under the default key."""
     (tmp_path / "huanhuan").mkdir()
     (tmp_path / "huanhuan/persona.toml").write_text(PERSONA, "utf-8")
-    monkeypatch.setattr(page_state, "DATA", tmp_path)
+    (tmp_path / "axiang").mkdir()
+    (tmp_path / "axiang/persona.toml").write_text(PERSONA.replace("阿沅", "阿香"), "utf-8")
+    load = persona_folder.load_personas
+    monkeypatch.setattr(persona_folder, "load_personas", lambda: load(tmp_path))
     return tmp_path
 
 

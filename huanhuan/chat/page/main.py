@@ -2,106 +2,105 @@
 
 from __future__ import annotations
 
+import logging
+
 import streamlit as st
 
-from huanhuan.chat.conversation import Conversation
-from huanhuan.chat.engine import Engine, EngineError
-from huanhuan.chat.page.state import PageState, page_state, service
+from huanhuan.chat.desk import Desk
+from huanhuan.chat.engine import EngineError
+from huanhuan.chat.page.look import avatar, draw_style
+from huanhuan.chat.page.sidebar import draw_sidebar
+from huanhuan.chat.page.state import MOST_LETTERS, PageState, page_state, service
+from huanhuan.chat.page.texts import browser_language, say
+from huanhuan.chat.page.turns import draw_running, draw_turns
 from huanhuan.chat.service import Service
 from huanhuan.errors import UserError
 
-AVATARS = {"user": "🙂", "assistant": "🌸"}
+logger = logging.getLogger("huanhuan.chat")
 
 
 def draw() -> None:
-    """One run of the page."""
-    st.set_page_config(page_title="Chat-嬛嬛", page_icon="🌸")
+    """One run of the page; whatever goes wrong is one sentence, its details are in the log."""
+    st.set_page_config(page_title="Chat-嬛嬛", page_icon="🌸", initial_sidebar_state="auto")
     try:
-        state = page_state()
+        _draw()
     except UserError as error:
         for line in error.problems:
             st.error(line)
+    except Exception as error:
+        wrong = EngineError("页面出错了，请刷新后重试", "the page failed: reload it and try again", error)
+        st.error(f"{say('unexpected')} [{wrong.id}]")
+
+
+def _draw() -> None:
+    draw_style()
+    state = page_state()
+    desk = _desk(service())
+    if desk is None:
         return
-    engine = _engine(service())
-    if engine is None:
-        return
-    _heading(state, engine)
-    _history(state)
-    _starters(state, engine)
-    text = st.chat_input(f"对{state.persona.name}说…… / say something …", key="say", max_chars=2000)
+    draw_sidebar(state, desk)
+    _heading(state, desk)
+    draw_turns(state, desk)
+    _starters(state, desk)
+    _notices(state)
+    text = st.chat_input(say("say", name=state.persona.name), key="say", max_chars=MOST_LETTERS)
     if text:
-        state.send(engine, text)
+        state.send(desk, text)
         st.rerun()
-    _running(state, engine)
-    if state.error:
-        st.error(str(state.error))
+    draw_running(state, desk)
 
 
-def _engine(started: Service) -> Engine | None:
-    """The engine once it is ready; until then the page says how far it is, or what went wrong."""
+def _desk(started: Service) -> Desk | None:
+    """The desk once the engine is ready; until then the page says how far it is, or what went wrong."""
     if started.state == "failed":
+        st.subheader(say("failed"))
         for line in started.problems:
             st.error(line)
-        st.button("重试 / try again", on_click=started.retry, key="retry")
+        st.button(say("retry"), key="retry", type="primary", on_click=started.retry)
     elif started.state == "loading":
-        st.info("正在加载模型…… / loading the model …")
-        _refresh()
-    return started.engine if started.state == "ready" else None
+        _progress()
+    return started.desk if started.state == "ready" else None
 
 
 @st.fragment(run_every=1.0)
-def _refresh() -> None:
-    if service().state != "loading":
+def _progress() -> None:
+    started = service()
+    if started.state != "loading":
         st.rerun()
+    text = started.doing or say("loading")
+    if started.share is None:
+        st.info(text)
+    else:
+        st.progress(min(max(started.share, 0.0), 1.0), text)
 
 
-def _heading(state: PageState, engine: Engine) -> None:
-    st.title(state.persona.name)
-    st.caption(f"{engine.label} · {engine.model}")
-    if state.conversation.turns:
-        st.button("清空 / clear", key="clear", on_click=_clear, args=(state, engine))
-    with st.chat_message("assistant", avatar=AVATARS["assistant"]):
-        st.text(state.persona.greeting)
+def _heading(state: PageState, desk: Desk) -> None:
+    persona = state.persona
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.image(avatar(state.conversation.persona, persona.name), width=72, alt=persona.name)
+        with st.container():
+            st.title(persona.name)
+            st.caption(say("ai"))
+    st.caption(say("answered_by", label=desk.engine.label, model=desk.engine.model))
 
 
-def _clear(state: PageState, engine: Engine) -> None:
-    state.stop(engine)
-    state.conversation = Conversation(state.conversation.persona)
-    state.error = None
-
-
-def _history(state: PageState) -> None:
-    for turn in state.conversation.turns:
-        if state.running and turn is state.running.turn:
-            continue
-        with st.chat_message(turn.role, avatar=AVATARS[turn.role]):
-            st.text(turn.text)
-
-
-def _starters(state: PageState, engine: Engine) -> None:
+def _starters(state: PageState, desk: Desk) -> None:
     if state.conversation.turns:
         return
-    for number, starter in enumerate(state.persona.starters):
-        st.button(starter, key=f"starter-{number}", on_click=state.send, args=(engine, starter))
+    st.caption(say("starters"))
+    with st.container(horizontal=True):
+        for number, starter in enumerate(state.persona.starters):
+            st.button(starter, key=f"starter-{number}", on_click=state.send, args=(desk, starter))
 
 
-def _running(state: PageState, engine: Engine) -> None:
-    """Draw the reply as it arrives. A click elsewhere ends this run; the next one reads on."""
-    running = state.running
-    if running is None:
-        return
-    with st.chat_message("assistant", avatar=AVATARS["assistant"]):
-        place = st.empty()
-        st.button("停止 / stop", key="stop", on_click=state.stop, args=(engine,))
-        said = running.reply.text
-        place.text(said or "……")
-        try:
-            for piece in running.reply.ticks(len(said)):
-                said += piece
-                # Drawn even when nothing is new: only here does Streamlit notice the visitor's clicks.
-                place.text(said or "……")
-        except EngineError:
-            pass
-    if state.running is running:
-        state.finish(engine)
-    st.rerun()
+def _notices(state: PageState) -> None:
+    if state.notice:
+        key, values = state.notice
+        (st.warning if key == "blocked" else st.success)(say(key, **values))
+    english = (st.session_state.get("language") or browser_language()) == "en"
+    for problem in state.problems:
+        if isinstance(problem, EngineError):
+            st.error(f"{problem.en if english else problem.zh} [{problem.id}]")
+        else:
+            for line in problem.problems:
+                st.error(line)
