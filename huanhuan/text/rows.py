@@ -8,9 +8,21 @@ from typing import NamedTuple
 
 from huanhuan.text.clean import CLOSING, OPENING
 from huanhuan.text.headings import Heading, read_heading
-from huanhuan.text.labels import MATCHERS, Match, Speakers, could_be_name, is_narrator, name_key, strip_prefix
+from huanhuan.text.labels import (
+    MATCHERS,
+    Match,
+    Speakers,
+    could_be_name,
+    is_narrator,
+    match_colon,
+    name_key,
+    strip_prefix,
+)
 
 _TIMING = re.compile(r"\s*[\[(]?\d{1,2}:\d{2}(?::\d{2})?(?:[.,]\d{1,3})?[\])]?(?:\s*-->.*)?\s*$|\s*\d{1,6}\s*$")
+_TIMING_FIRST = frozenset("0123456789[(")
+# A voice that tells the story, though it has a name; a voice from elsewhere (画外音) speaks.
+_TOLD = frozenset(("旁白", "独白旁白", "narration", "narrating"))
 _EMPHASIS = re.compile(r"(\*{1,3}|__)(?=\S)(.+?)(?<=\S)\1")
 
 
@@ -47,10 +59,13 @@ def classify(lines: list[str], layout: str, *, markdown: bool = False) -> list[R
         if bare is not text and (heading := read_heading(bare)) and heading.kind != "break":
             rows.append(Row("heading", bare, None, heading))
             continue
+        if text[0] in _TIMING_FIRST and _TIMING.match(text):
+            rows.append(Row("noise", text))
+            continue
         match = matcher(bare)
         if match is None:
-            rows.append(Row("noise" if _TIMING.match(text) else "text", bare))
-        elif is_narrator(match.name) or is_narrator(match.beat):
+            rows.append(Row("text", bare))
+        elif is_narrator(match.name) or match.beat in _TOLD:
             rows.append(Row("note", text, match))
         else:
             if markdown:
@@ -106,16 +121,20 @@ def lone_labels(rows: list[Row], speakers: Speakers) -> list[Row]:
             spaced += at == 0 or rows[at - 1].kind not in ("text", "label")
     needs_gap = spaced * 10 >= 9 * total and total > 3
     with_colon = sum(row.kind == "label" and row.text[-1] in "：:" for row in rows) * 10 >= 9 * total
+    named: set[str] = set()
     found: list[Row] = []
     after_name = False
     for at, row in enumerate(rows):
         if row.kind != "label":
-            found.append(row)
+            # Some writers put a short speech on the line of the name.
+            match = match_colon(row.text) if row.kind == "text" and not after_name else None
+            found.append(Row("label", row.text, match) if match and match.speech and match.name in named else row)
             after_name = after_name and row.kind == "direction"
             continue
         lone = not needs_gap or at == 0 or rows[at - 1].kind not in ("text", "label")
         if not after_name and lone and is_name(at) and (not with_colon or row.text[-1] in "：:"):
             found.append(row)
+            named.add(row.match.name if row.match else "")
             after_name = True
         else:
             found.append(Row("text", row.text))

@@ -117,7 +117,7 @@ class _Builder:
         wide = widths[-1 - len(widths) // 50] * 7 // 10
         self.wide = wide
         wraps = len(before) > 2 and sum(width >= wide for width in before) * 10 >= 8 * len(before)
-        return wraps, len(before) * 100 <= max(600, 3 * labels)
+        return wraps, len(before) * 100 <= max(200, 3 * labels)
 
     def _firm(self) -> set[str]:
         """Labels that head a line which cannot be the rest of a wrapped one, and all names known before this file."""
@@ -244,7 +244,7 @@ class _Builder:
                 return end + 1
         spoken = held or (self.open and gap == 0)
         about = not wrapped and not unfinished and self._starts_with_name(text)
-        if near and (not held or wrapped or (gap == 0 and unfinished) or (spoken and self.rare and not about)):
+        if near and (not held or wrapped or unfinished or (gap == 0 and spoken and self.rare and not about)):
             self.open_text = join_lines(self.open_text, text)
             self.open_last = number
         else:
