@@ -6,6 +6,8 @@ it, so whatever loads the released model loads this one, and nothing is download
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,8 @@ def random_model(
     kv_heads: int,
     intermediate: int | None = None,
     max_position: int = 2048,
+    init_std: float = 0.02,
+    rope_theta: int = 1_000_000,
     seed: int = 0,
 ) -> PreTrainedModel:
     """An InternLM2 in fp32 with random weights for ``tokenizer``; the same ``seed`` gives the same weights.
@@ -53,7 +57,8 @@ def random_model(
         num_key_value_heads=kv_heads,
         max_position_embeddings=max_position,
         rms_norm_eps=1e-5,
-        rope_theta=1_000_000,
+        rope_theta=rope_theta,
+        initializer_range=init_std,
         rope_scaling={"type": "dynamic", "factor": 2.0},
         bias=False,
         bos_token_id=tokenizer.bos_token_id,
@@ -97,6 +102,24 @@ def level_chat_markers(model: PreTrainedModel, tokenizer: Any) -> None:
             level_unseen_rows(weight, markers)
 
 
+def save_base(model: PreTrainedModel, folder: Path) -> None:
+    """Save ``model`` as safetensors with its modelling code, readable by whoever may read a new file.
+
+    Raises: OSError if the folder cannot be written, also where safetensors raises an error of its own.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        model.save_pretrained(folder, safe_serialization=True)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, f"{error}", str(folder)) from error
+    umask = os.umask(0)
+    os.umask(umask)
+    # safetensors writes 0600.
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o666 & ~umask)
+
+
 def build_random_base(
     folder: Path,
     texts: Iterable[str],
@@ -120,5 +143,5 @@ def build_random_base(
     tokenizer = build_tokenizer(texts, folder, vocab_size)
     model = random_model(tokenizer, hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads, seed=seed)
     level_chat_markers(model, tokenizer)
-    model.save_pretrained(folder, safe_serialization=True)
+    save_base(model, folder)
     return folder
