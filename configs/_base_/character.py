@@ -5,7 +5,7 @@ A recipe inherits this, says which base and which weights train, and edits the d
 
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
-from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
+from mmengine.optim import OptimWrapper
 from mmengine.runner import ValLoop
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
 from torch.optim import AdamW
@@ -16,6 +16,7 @@ from huanhuan.training.data import DialogueDataset, collate_pack
 from huanhuan.training.hooks import RandomStateHook, SampleRepliesHook, StopAtNaNHook, ThroughputHook
 from huanhuan.training.loop import PackedTrainLoop
 from huanhuan.training.metrics import Perplexity
+from huanhuan.training.schedule import WarmupCosineLR
 
 # Model: found by huanhuan.training.base (HUANHUAN_BASE, models/, ModelScope, Hugging Face)
 pretrained_model_name_or_path = "internlm/internlm2-chat-7b"
@@ -60,17 +61,7 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=1, error_if_nonfinite=False),
     accumulative_counts=1,  # packs per optimiser step
 )
-param_scheduler = [
-    dict(type=LinearLR, start_factor=1e-2, by_epoch=True, begin=0, end=0.03 * max_epochs, convert_to_iter_based=True),
-    dict(
-        type=CosineAnnealingLR,
-        eta_min=0.0,
-        by_epoch=True,
-        begin=0.03 * max_epochs,
-        end=max_epochs,
-        convert_to_iter_based=True,
-    ),
-]
+param_scheduler = dict(type=WarmupCosineLR, warmup=0.03)
 
 # Loops: training, and the held-out replies of val.jsonl
 train_cfg = dict(type=PackedTrainLoop, max_epochs=max_epochs, validations=6)

@@ -11,6 +11,7 @@ from mmengine.dist import all_reduce, get_world_size
 from xtuner.engine.runner import TrainLoop
 
 from huanhuan.training.data import count_supervised
+from huanhuan.training.schedule import WarmupCosineLR
 
 
 class StepWindows:
@@ -68,6 +69,13 @@ class PackedTrainLoop(TrainLoop):
         interval = max(1, -(-self._max_iters // validations))
         self.val_interval, self.dynamic_milestones, self.dynamic_intervals = interval, [0], [interval]
         self.dataloader_iterator = StepWindows(endless(self.dataloader), self._accumulation, self._max_iters)
+
+    def run(self) -> Any:
+        """Train; the schedule learns here how long the run is."""
+        for scheduler in self.runner.param_schedulers or []:
+            if isinstance(scheduler, WarmupCosineLR):
+                scheduler.set_total(self._max_iters)
+        return super().run()
 
     def _accumulation(self) -> int:
         """Packs per optimiser step; known only once the optimiser is built."""
