@@ -44,6 +44,7 @@ _ODD = re.compile(
     "[\u0370-\u03ff\u0400-\u04ff\u2500-\u25ff\u3040-\u30ff\u3100-\u312f\u3200-\u33ff\uff61-\uff9f\u00a8-\u00be]"
 )
 _SAMPLE = 200_000
+_FEW = 6
 
 
 def decode(data: bytes, name: str, encoding: str | None = None) -> tuple[str, str]:
@@ -104,20 +105,24 @@ def _strict(data: bytes, name: str, codec: str, shown: str) -> str:
 
 
 def _wide(data: bytes) -> str | None:
-    """UTF-16 without a mark: line ends and ASCII leave a zero in every second byte."""
+    """UTF-16 without a mark: it holds zero bytes, and one byte order gives text where the other gives nonsense."""
     sample = data[:_SAMPLE]
     if len(data) % 2 or b"\x00" not in sample:
         return None
-    for codec, zero_at in (("utf-16-le", 1), ("utf-16-be", 0)):
-        if b"\x00" in sample[1 - zero_at :: 2]:
-            continue
+    marks: dict[str, float] = {}
+    for codec in ("utf-16-le", "utf-16-be"):
         try:
-            text = data.decode(codec)
+            text = data.decode(codec)[: _SAMPLE // 2]
         except UnicodeDecodeError:
             continue
         if not _WRONG.search(text):
-            return codec
-    return None
+            marks[codec] = sum(
+                each in _COMMON or " " <= each <= "~" or each in "\n\r\t，。：！？“”" for each in text
+            ) / len(text)
+    best = max(marks, key=lambda codec: marks[codec], default=None)
+    if best is None or marks[best] < 0.3 or (marks[best] < 2 * min(marks.values()) and len(marks) > 1):
+        return None
+    return best
 
 
 def _looks_binary(data: bytes) -> bool:
@@ -164,7 +169,10 @@ def _guess(data: bytes, name: str) -> tuple[str, str]:
         )
     best = ranked[0]
     rest = max((marks[shown] for shown in ranked[1:]), default=0.0)
-    if marks[best] < 0.35 or marks[best] - rest < 0.25:
+    # One common character proves nothing: a short text that another code page can hold as well is not certain.
+    short = len(_HAN.findall(texts[best])) < _FEW and best in ("gb18030", "big5")
+    rivals = [shown for shown in ranked[1:] if short and not _WRONG.search(texts[shown])]
+    if marks[best] < 0.35 or marks[best] - rest < 0.25 or rivals:
         candidates = ", ".join(ranked)
         raise UserError(
             f"{name}: 编码不能确定，可能是 {candidates} / the encoding is ambiguous ({candidates}): "
@@ -189,4 +197,4 @@ def _mostly_latin(data: bytes) -> bool:
     """Whether single bytes over 127 stand among Latin letters, as Windows quotation marks do in English."""
     high = re.findall(rb"[\x80-\xff]+", data[:_SAMPLE])
     letters = len(re.findall(rb"[A-Za-z]", data[:_SAMPLE]))
-    return bool(high) and all(len(run) == 1 for run in high) and letters > 20 * len(high)
+    return bool(high) and all(len(run) == 1 for run in high) and letters > 5 * len(high)

@@ -152,7 +152,7 @@ def _chapter(script: Script, lines: list[str], first: int, pair: tuple[str, str]
 
 def _interrupted(previous: Quote, quote: Quote) -> bool:
     """Whether ``quote`` is the rest of what ``previous`` began: “好，”她道，“走吧。”"""
-    return previous.text[-1:] in "，," and quote.lead[-1:] in "，,：:" and len(quote.lead) < 24
+    return previous.text.endswith(("，", ",")) and quote.lead.endswith(("，", ",", "：", ":")) and len(quote.lead) < 24
 
 
 def attribute(quote: Quote, cast: _Cast) -> str | None:
@@ -187,7 +187,7 @@ def _from_lead(lead: str, cast: _Cast) -> str | None:
             if name:
                 rest = _BEFORE.sub("", clause)[len(name) :] if not clause.startswith(name) else clause[len(name) :]
                 # 甄嬛的宫女道: somebody else of whom only the mistress is named.
-                return None if rest[:1] in "的之" or (place == 0 and _names_other(rest)) else name
+                return None if rest.startswith(("的", "之")) or (place == 0 and _names_other(rest)) else name
             if _BEFORE.sub("", clause)[:1] in cast.pronouns or clause[:1] in cast.pronouns:
                 return None
     return None
