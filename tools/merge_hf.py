@@ -64,7 +64,7 @@ def main(
     )
     kind = "适配器 / adapter" if adapter_only else "模型 / model"
     click.echo(
-        f"{exported.folder}: {kind}, {exported.weight_bytes / 2**30:.2f} GiB, "
+        f"{exported.folder}: {kind}, {exported.weight_bytes / 2**20:,.1f} MiB, "
         f"{exported.checkpoint.name} → {exported.base}"
     )
 

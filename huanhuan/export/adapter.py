@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import defaultdict
@@ -171,7 +172,7 @@ def adapter_from_checkpoint(checkpoint: Checkpoint, lora: Mapping[str, Any] | No
     tensors = {
         peft_name(name): tensor.load()
         for name, tensor in checkpoint.tensors.items()
-        if name.startswith(_IN_MODEL) and not name.endswith(".base_layer.weight")
+        if name.startswith(_IN_MODEL) and _is_trained(name, checkpoint, lora)
     }
     settings = dict(lora)
     if not settings.get("target_modules"):
@@ -181,6 +182,15 @@ def adapter_from_checkpoint(checkpoint: Checkpoint, lora: Mapping[str, Any] | No
     _check_tensors(adapter, path, problems)
     problems.raise_if_any()
     return adapter
+
+
+def _is_trained(name: str, checkpoint: Checkpoint, lora: Mapping[str, Any]) -> bool:
+    """Whether a tensor belongs to the adapter; DeepSpeed may have saved the frozen base with it."""
+    if checkpoint.adapter_settings:
+        return not name.endswith(".base_layer.weight")
+    if ".lora_" in name or ".modules_to_save.default." in name:
+        return True
+    return name.endswith(".bias") and lora.get("bias", "none") != "none"
 
 
 def _check_settings(checkpoint: Checkpoint, lora: Mapping[str, Any], problems: Problems) -> None:
@@ -257,6 +267,8 @@ def write_adapter(adapter: Adapter, folder: Path, base: str, dtype: torch.dtype 
 
     settings = {"task_type": "CAUSAL_LM", **adapter.settings}
     config = LoraConfig(**settings, inference_mode=True, base_model_name_or_path=base)
-    config.save_pretrained(str(folder))
+    # PEFT keeps the targets in a set, whose order differs from run to run.
+    written = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(written, ensure_ascii=False, indent=2) + "\n", "utf-8")
     tensors = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in adapter.tensors.items()}
     save_file(tensors, str(folder / ADAPTER_WEIGHTS), metadata={"format": "pt"})

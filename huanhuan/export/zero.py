@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,9 +51,11 @@ def load_zero_folder(folder: Path) -> dict[str, Any]:
     original = zero_to_fp32.torch
     zero_to_fp32.torch = SafeTorch("torch")  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        joined: Any = zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(
-            str(folder.parent), tag=folder.name, exclude_frozen_parameters=False, lazy_mode=True
-        )
+        # The converter prints what it does and draws bars of its own.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            joined: Any = zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(
+                str(folder.parent), tag=folder.name, exclude_frozen_parameters=False, lazy_mode=True
+            )
     finally:
         zero_to_fp32.torch = original
     state = {name: _lazy(tensor) for name, tensor in joined.items()}
@@ -61,4 +65,4 @@ def load_zero_folder(folder: Path) -> dict[str, Any]:
 
 def _lazy(tensor: Any) -> LazyTensor:
     # Stage 2 gives views of the flat buffer, stage 3 an object that gathers the pieces when asked.
-    return LazyTensor(tuple(tensor.shape), torch.float32, lambda: tensor.contiguous())
+    return LazyTensor(tuple(tensor.shape), torch.float32, lambda: tensor.contiguous().detach())

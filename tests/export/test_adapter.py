@@ -157,3 +157,34 @@ def test_initialisations_that_change_the_base_are_refused(
             checkpoint=str(trained.path),
             adapter_only=True,
         )
+
+
+def test_what_transformers_trainer_leaves_is_read_too(
+    tiny_base: Path, train: Callable[..., Any], tmp_path: Path
+) -> None:
+    trained = train(tiny_base, {"target_modules": ["wqkv", "output"], "modules_to_save": ["norm"]})
+    work_dir = tmp_path / "trainer"
+    trained.model.save_pretrained(str(work_dir / "checkpoint-4"))
+    for name, options in {"pth": {"checkpoint": str(trained.path)}, "trainer": {"work_dir": work_dir}}.items():
+        export(trained.recipe, tmp_path / f"out-{name}", base=tiny_base, progress=False, **options)
+    pth, trainer = (load_file(tmp_path / f"out-{name}/model.safetensors") for name in ("pth", "trainer"))
+    assert pth.keys() == trainer.keys() and all(torch.equal(pth[name], trainer[name]) for name in pth)
+    with pytest.raises(UserError, match="lora_alpha: recipe 128, checkpoint 16"):
+        export(recipe_like(trained, lora_alpha=128), tmp_path / "x", work_dir=work_dir, base=tiny_base)
+
+
+def test_a_whole_model_of_transformers_trainer_is_read_too(
+    make_base: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "full.py"
+    recipe.write_text(
+        "pretrained_model_name_or_path = 'x'\nmodel = dict(type='M')\ntraining_args = dict(output_dir='trainer')\n",
+        "utf-8",
+    )
+    trained = make_base()
+    export(recipe, tmp_path / "out", work_dir=trained, base=tiny_base, progress=False)
+    expected: dict[str, torch.Tensor] = {}
+    for file in trained.glob("*.safetensors"):
+        expected |= load_file(file)
+    found = load_file(tmp_path / "out/model.safetensors")
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
