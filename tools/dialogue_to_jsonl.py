@@ -29,6 +29,10 @@ from huanhuan.cli import tool
 @click.option("--context", type=click.IntRange(1), help="提示词包含的话轮数 / turns in a prompt, with names [1].")
 @click.option("--context-chars", type=click.IntRange(1), help="多轮提示词的字数上限 / cap of such a prompt [400].")
 @click.option("--budget", type=click.IntRange(1), help="一条记录的字数上限 / characters in a record [1500].")
+@click.option("--budget-tokens", type=click.IntRange(1), help="同上，按 token 计 / the same in tokens.")
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), help="模型文件夹，用来数 token / model folder to count with."
+)
 @click.option(
     "--openers", type=click.Choice(["drop", "direction"]), help="场次开头的台词 / a line that opens a scene [drop]."
 )

@@ -72,7 +72,9 @@ def read_options(out: Path, given: dict[str, Any]) -> Options:
     problems.raise_if_any()
     persona = load_persona(persona_file) if persona_file else None
     names = (
-        persona.names if persona else (str(character).strip(), *(alias.strip() for alias in given.get("aliases") or ()))
+        persona.names
+        if persona
+        else ((character or "").strip(), *(alias.strip() for alias in given.get("aliases") or ()))
     )
     system = persona.system if persona else (given.get("system") or "").strip() or None
     return Options(
