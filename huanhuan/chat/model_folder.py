@@ -6,10 +6,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from huanhuan.chat.arrival import Report, fetched, hubs, is_id, models_folder
 from huanhuan.errors import UserError
 from huanhuan.paths import MODELS, in_checkout
 
-DEFAULTS = ("huanhuan", "huanhuan-demo")
+TRAINED, DEMO = "huanhuan", "huanhuan-demo"
+# The Chat-嬛嬛 that its authors published on ModelScope.
+PUBLISHED = "kmno4zx/huanhuan-chat-internlm2"
 
 
 class NoModel(UserError):
@@ -20,24 +23,46 @@ class NoModel(UserError):
             [
                 f"{models}: 还没有模型，三种办法任选 / no model yet, three ways to go on:",
                 "make character：在本机训练一个小的演示角色 / train a small demo character on this machine",
-                "HUANHUAN_MODEL=目录：使用已合并的模型 / use a merged model: the folder that tools/merge_hf.py wrote",
+                "HUANHUAN_MODEL=目录或模型名：使用已有的模型 / use a model: a folder, or a ModelScope or Hugging Face id",
                 "HUANHUAN_API_BASE=网址：连接已启动的模型服务 / use a running OpenAI-compatible server",
             ]
         )
 
 
-def model_folder(wanted: str | None = None, environ: Mapping[str, str] = os.environ, models: Path = MODELS) -> Path:
-    """``wanted``, else the folder that ``HUANHUAN_MODEL`` names, else ``models/huanhuan`` or the demo's.
+def _silent(doing: str, share: float | None) -> None:
+    """Nobody wants to know how far it is."""
 
-    Raises: NoModel if nothing is set and nothing is there; UserError if the named folder is no model.
+
+def model_folder(
+    wanted: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+    models: Path = MODELS,
+    *,
+    gpu: bool = False,
+    report: Report = _silent,
+) -> Path:
+    """The folder of the model to load, fetched first if need be.
+
+    ``wanted``, else ``HUANHUAN_MODEL``: a folder, or a ModelScope or Hugging Face id. With neither:
+    ``models/huanhuan``; on a ``gpu`` the published Chat-嬛嬛; ``models/huanhuan-demo``.
+
+    Raises: NoModel if nothing is set and nothing is there; UserError if the named model is none or does not
+    arrive.
     """
     named = (wanted or environ.get("HUANHUAN_MODEL", "")).strip()
     if named:
         folder = Path(named).expanduser()
-        return checked(folder if folder.exists() else in_checkout(named))
-    for name in DEFAULTS:
-        if (models / name / "config.json").is_file():
-            return checked(models / name)
+        if not folder.exists():
+            folder = in_checkout(named)
+        if not folder.exists() and is_id(named):
+            return checked(fetched(named, hubs(environ), models_folder(environ), report))
+        return checked(folder)
+    if (models / TRAINED / "config.json").is_file():
+        return checked(models / TRAINED)
+    if gpu:
+        return checked(fetched(PUBLISHED, hubs(environ), models_folder(environ), report))
+    if (models / DEMO / "config.json").is_file():
+        return checked(models / DEMO)
     raise NoModel(models)
 
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Literal
 
+from huanhuan.chat.arrival import Report
 from huanhuan.chat.engine import Engine
 from huanhuan.chat.model_folder import model_folder
 from huanhuan.errors import UserError
@@ -40,10 +41,14 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def build(model: str | None = None, environ: Mapping[str, str] = os.environ) -> Engine:
-    """The engine of :func:`choose`, ready to answer; takes as long as the model takes to load.
+def _silent(doing: str, share: float | None) -> None:
+    """Nobody wants to know how far it is."""
 
-    ``model`` is a folder, or the model's name for a server.
+
+def build(model: str | None = None, environ: Mapping[str, str] = os.environ, report: Report = _silent) -> Engine:
+    """The engine of :func:`choose`, ready to answer; takes as long as the model takes to arrive and to load.
+
+    ``model`` is a folder or a hub's id, or the model's name for a server; ``report`` hears how far it is.
 
     Raises: UserError if no model is found or the engine cannot start.
     """
@@ -55,7 +60,8 @@ def build(model: str | None = None, environ: Mapping[str, str] = os.environ) -> 
         from huanhuan.chat.openai_engine import OpenAIEngine
 
         return OpenAIEngine(url, environ.get("HUANHUAN_API_KEY"), model or environ.get("HUANHUAN_API_MODEL"))
-    folder = model_folder(model, environ)
+    folder = model_folder(model, environ, gpu=has_cuda(), report=report)
+    report(f"加载 / loading {folder.name}", None)
     if kind == "lmdeploy":
         from huanhuan.chat.lmdeploy_engine import LMDeployEngine
 

@@ -25,7 +25,7 @@ class Service:
     ``problems`` holds one line each once the start has failed.
     """
 
-    def __init__(self, build: Callable[[], Engine] | None = None) -> None:
+    def __init__(self, build: Callable[..., Engine] | None = None) -> None:
         self._build = build or select.build
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -41,6 +41,7 @@ class Service:
         """Start, or start again after a failure."""
         with self._lock:
             self.state, self.problems = "loading", []
+            self.doing, self.share = "", None
             self.started_at = time.monotonic()
             self._ended.clear()
             threading.Thread(target=self._load, name="engine-start", daemon=True).start()
@@ -53,7 +54,7 @@ class Service:
     def _load(self) -> None:
         try:
             limits = Limits.from_environment()
-            engine = guarded(self._build())
+            engine = guarded(self._build(report=self._report))
             self.desk = Desk(engine, limits)
             self.state = "ready"
             logger.info("%s answers with %s", engine.label, engine.model)
@@ -63,6 +64,9 @@ class Service:
             self._fail(EngineError("引擎启动失败", "the engine could not be started", error).problems)
         finally:
             self._ended.set()
+
+    def _report(self, doing: str, share: float | None) -> None:
+        self.doing, self.share = doing, share
 
     def _fail(self, problems: list[str]) -> None:
         for line in problems:
@@ -79,3 +83,4 @@ class Service:
         if desk:
             desk.close()
             desk.engine.close()
+            logger.info("engine closed")

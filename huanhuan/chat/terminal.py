@@ -39,15 +39,22 @@ def chat(*, persona: str, model: str | None, say: str | None, **options: object)
     # What went wrong is said in one line below; the details go to the log only if somebody listens to it.
     logging.getLogger("huanhuan").addHandler(logging.NullHandler())
     logging.getLogger("huanhuan").propagate = False
-    if say is None:
-        click.echo("正在加载模型…… / loading the model …", err=True)
-    engine = guarded(build(model))
+    engine = guarded(build(model, report=_report if say is None else _silent))
     try:
         if say is not None:
             return _say_once(engine, card, say, sampling)
         return _talk(engine, card, sampling)
     finally:
         engine.close()
+
+
+def _report(doing: str, share: float | None) -> None:
+    """One line for each step; a download counts up in its own."""
+    click.echo(f"\r{doing}" if share is not None else doing, err=True, nl=share is None)
+
+
+def _silent(doing: str, share: float | None) -> None:
+    """Standard output and error are for the reply alone."""
 
 
 def _say_once(engine: Engine, card: Persona, text: str, sampling: Sampling) -> int:

@@ -11,7 +11,9 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
+# Test folders are no packages; helpers are imported by name.
 sys.path.insert(0, str(Path(__file__).parents[1] / "chat"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_engine import FakeEngine  # type: ignore[import-not-found]
 
@@ -45,7 +47,7 @@ def personas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def engine(monkeypatch: pytest.MonkeyPatch, personas: Path) -> Iterator[FakeEngine]:
     """The fake engine that the page gets."""
     fake = FakeEngine()
-    monkeypatch.setattr(select, "build", lambda *_: fake)
+    monkeypatch.setattr(select, "build", lambda *_, **__: fake)
     st.cache_resource.clear()
     yield fake
     st.cache_resource.clear()

@@ -95,7 +95,7 @@ def test_editing_sends_again_and_forgets_what_followed(page: AppTest, engine: Fa
     send(send(page, "甲"), "乙")
     first = next(each for each in page.button if (each.key or "").startswith("edit-"))
     first.click().run()
-    page.text_area(key=f"text-{first.key.removeprefix('edit-')}").set_value("丙")
+    page.text_area(key=f"text-{str(first.key).removeprefix('edit-')}").set_value("丙")
     button(page, "resend-").click().run()
     assert said(page)[1:] == ["丙", "回「丙」第1句"]
     assert [each["content"] for each in engine.seen[-1][0][1:]] == ["丙"]
@@ -336,7 +336,7 @@ def test_the_start_of_the_engine_is_shown_and_can_be_tried_again(
 ) -> None:
     ready, tries = threading.Event(), itertools.count(1)
 
-    def build(*_: object) -> FakeEngine:
+    def build(*_: object, **__: object) -> FakeEngine:
         if next(tries) == 1:
             ready.wait(5)
             raise UserError("models: 还没有模型 / no model yet")
@@ -365,3 +365,19 @@ def test_what_nobody_foresaw_is_one_sentence(page: AppTest, monkeypatch: pytest.
     page.run()
     assert len(page.error) == 1 and "页面出错了" in page.error[0].value and "secret" not in page.error[0].value
     assert not page.exception
+
+
+def test_the_health_probe_notices_a_dead_engine(page: AppTest, engine: FakeEngine) -> None:
+    from huanhuan.chat.page.serving import health
+
+    status, about = health()
+    assert status == 200 and about == {
+        "state": "ready",
+        "engine": "Fake",
+        "model": "fake-model",
+        "running": 0,
+        "waiting": 0,
+        "lost": 0,
+    }
+    engine.alive = False
+    assert health()[0] == 503 and health()[1]["state"] == "ill"

@@ -1,0 +1,165 @@
+"""A model that comes over the network, from hubs that break off, lie or are not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from huanhuan.chat import arrival, model_folder
+from huanhuan.chat.arrival import MANIFEST, fetched, hubs, is_id, missing_files, wanted_files
+from huanhuan.errors import UserError
+
+CONTENT = {
+    "config.json": b"{}",
+    "model-1.safetensors": b"w" * 5000,
+    "model-2.safetensors": b"v" * 7000,
+    "tokenizer.model": b"t" * 100,
+    "old.bin": b"b" * 9000,
+    "README.md": b"#",
+    "sub/extra.json": b"[]",
+}
+
+
+class FakeHub:
+    """A hub in memory; ``breaks`` is after how many files a download breaks off."""
+
+    name = "Fake"
+
+    def __init__(self, content: dict[str, bytes] | None = None, breaks: int | None = None) -> None:
+        self.content = CONTENT if content is None else content
+        self.breaks = breaks
+        self.asked: list[list[str]] = []
+        self.sent: list[str] = []
+
+    def files(self, model: str) -> dict[str, int]:
+        if not self.content:
+            raise ConnectionError("no route")
+        return {path: len(content) for path, content in self.content.items()}
+
+    def fetch(self, model: str, folder: Path, files: list[str]) -> None:
+        self.asked.append(files)
+        for number, path in enumerate(files):
+            if number == self.breaks:
+                (folder / path).write_bytes(self.content[path][:10])
+                raise ConnectionError("broke off")
+            target = folder / path
+            if not target.exists() or target.stat().st_size != len(self.content[path]):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(self.content[path])
+                self.sent.append(path)
+
+
+def quiet(doing: str, share: float | None) -> None:
+    pass
+
+
+def test_only_what_loading_needs_is_fetched_and_only_once(tmp_path: Path) -> None:
+    hub = FakeHub()
+    folder = fetched("owner/model", [hub], tmp_path, quiet)
+    assert folder == tmp_path / "owner--model"
+    assert set(hub.sent) == {
+        "config.json",
+        "model-1.safetensors",
+        "model-2.safetensors",
+        "tokenizer.model",
+        "sub/extra.json",
+    }
+    again = FakeHub({})
+    assert fetched("owner/model", [again], tmp_path, quiet) == folder, "a complete model needs no network"
+    assert not again.asked
+
+
+def test_a_broken_download_goes_on_where_it_ended(tmp_path: Path) -> None:
+    hub = FakeHub(breaks=2)
+    with pytest.raises(UserError, match="broke off: try again"):
+        fetched("owner/model", [hub], tmp_path, quiet)
+    assert not (tmp_path / "owner--model" / MANIFEST).exists()
+    hub.breaks = None
+    folder = fetched("owner/model", [hub], tmp_path, quiet)
+    assert hub.sent.count("config.json") == 1 and not missing_files(folder, wanted_files(hub.files("")))
+
+
+def test_a_damaged_file_is_noticed_before_loading(tmp_path: Path) -> None:
+    hub = FakeHub()
+    folder = fetched("owner/model", [hub], tmp_path, quiet)
+    (folder / "model-2.safetensors").write_bytes(b"short")
+    fetched("owner/model", [hub], tmp_path, quiet)
+    assert hub.sent.count("model-2.safetensors") == 2
+
+
+def test_a_hub_that_claims_to_be_done_is_not_believed(tmp_path: Path) -> None:
+    class Lying(FakeHub):
+        def fetch(self, model: str, folder: Path, files: list[str]) -> None:
+            super().fetch(model, folder, files[:1])
+
+    with pytest.raises(UserError, match="missing or damaged"):
+        fetched("owner/model", [Lying()], tmp_path, quiet)
+
+
+def test_the_next_place_is_asked_and_then_it_is_one_line(tmp_path: Path) -> None:
+    good = FakeHub()
+    assert fetched("owner/model", [FakeHub({}), good], tmp_path, quiet) and good.sent
+    with pytest.raises(UserError, match="HUANHUAN_MODEL") as caught:
+        fetched("owner/other", [FakeHub({}), FakeHub({})], tmp_path, quiet)
+    assert len(caught.value.problems) == 1 and not (tmp_path / "owner--other").exists()
+
+
+def test_a_disk_too_small_is_told_before_the_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = FakeHub()
+    monkeypatch.setattr(arrival.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(UserError, match="HUANHUAN_MODELS"):
+        fetched("owner/model", [hub], tmp_path, quiet)
+    assert not hub.asked
+
+
+def test_how_far_it_is_is_reported(tmp_path: Path) -> None:
+    import time
+
+    class Slow(FakeHub):
+        def fetch(self, model: str, folder: Path, files: list[str]) -> None:
+            super().fetch(model, folder, files[:2])
+            time.sleep(1.2)
+            super().fetch(model, folder, files)
+
+    heard: list[float | None] = []
+    fetched("owner/model", [Slow()], tmp_path, lambda doing, share: heard.append(share))
+    shares = [share for share in heard if share is not None]
+    assert heard[0] is None and shares and all(0 < share <= 1 for share in shares)
+
+
+def test_names() -> None:
+    assert is_id("internlm/internlm2-chat-7b") and is_id("a/b.c-d_e")
+    assert not any(map(is_id, ("models/huanhuan", "../a/b", "/a/b", "a", "a/b/c", "~/a", "a/..\\b")))
+    assert [hub.name for hub in hubs({})] == ["ModelScope", "Hugging Face"]
+    assert [hub.name for hub in hubs({"HUANHUAN_HUB": "HuggingFace"})] == ["Hugging Face"]
+    with pytest.raises(UserError, match="HUANHUAN_HUB=git"):
+        hubs({"HUANHUAN_HUB": "git"})
+
+
+def test_the_clients_are_asked_for_what_they_offer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The two official clients, as far as that goes without a network: their signatures."""
+    import inspect
+
+    import huggingface_hub
+    from modelscope.hub.api import HubApi
+    from modelscope.hub.snapshot_download import snapshot_download
+
+    assert {"local_dir", "allow_patterns"} <= set(inspect.signature(snapshot_download).parameters)
+    assert {"local_dir", "allow_patterns"} <= set(inspect.signature(huggingface_hub.snapshot_download).parameters)
+    assert "model_id" in inspect.signature(HubApi.get_model_files).parameters
+    assert "files_metadata" in inspect.signature(huggingface_hub.HfApi.model_info).parameters
+
+
+def test_what_is_taken_when_nothing_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = FakeHub()
+    monkeypatch.setattr(model_folder, "hubs", lambda environ: [hub])
+    environ = {"HUANHUAN_MODELS": str(tmp_path / "kept")}
+    taken = model_folder.model_folder(environ=environ, models=tmp_path, gpu=True)
+    assert taken == tmp_path / "kept" / "kmno4zx--huanhuan-chat-internlm2"
+    for name in ("huanhuan-demo", "huanhuan"):
+        (tmp_path / name).mkdir()
+        for file in ("config.json", "model.safetensors", "tokenizer.model"):
+            (tmp_path / name / file).write_text("{}")
+        assert model_folder.model_folder(environ={}, models=tmp_path) == tmp_path / name
+    assert model_folder.model_folder("owner/model", environ) == tmp_path / "kept" / "owner--model"
