@@ -6,16 +6,23 @@ A recipe inherits this, says which base and which weights train, and edits the d
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
 from mmengine.optim import OptimWrapper
-from mmengine.runner import ValLoop
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
 from torch.optim import AdamW
 from transformers import AutoTokenizer
 
 from huanhuan.training.base import find_base
 from huanhuan.training.data import DialogueDataset, collate_pack
-from huanhuan.training.hooks import RandomStateHook, SampleRepliesHook, StopAtNaNHook, ThroughputHook
+from huanhuan.training.hooks import (
+    AverageLossHook,
+    RandomStateHook,
+    SampleRepliesHook,
+    StopAtNaNHook,
+    ThroughputHook,
+)
 from huanhuan.training.loop import PackedTrainLoop
 from huanhuan.training.metrics import Perplexity
+from huanhuan.training.stopping import EarlyStopHook
+from huanhuan.training.validation import EvenValLoop
 from huanhuan.training.schedule import WarmupCosineLR
 
 # Model: found by huanhuan.training.base (HUANHUAN_BASE, models/, ModelScope, Hugging Face)
@@ -57,7 +64,7 @@ val_dataloader = dict(
 max_epochs = 3
 optim_wrapper = dict(
     type=OptimWrapper,
-    optimizer=dict(type=AdamW, lr=2e-4, betas=(0.9, 0.999), weight_decay=0),
+    optimizer=dict(type=AdamW, lr=2e-4, betas=(0.9, 0.999), weight_decay=0, fused=True),
     clip_grad=dict(max_norm=1, error_if_nonfinite=False),
     accumulative_counts=1,  # packs per optimiser step
 )
@@ -65,7 +72,7 @@ param_scheduler = dict(type=WarmupCosineLR, warmup=0.03)
 
 # Loops: training, and the held-out replies of val.jsonl
 train_cfg = dict(type=PackedTrainLoop, max_epochs=max_epochs, validations=6)
-val_cfg = dict(type=ValLoop)
+val_cfg = dict(type=EvenValLoop)
 val_evaluator = dict(type=Perplexity)
 
 # Runtime
@@ -83,12 +90,15 @@ default_hooks = dict(
         rule="less",
     ),
     sampler_seed=dict(type=DistSamplerSeedHook),
+    # Validations in a row without a lower held-out loss before training ends; None: it never ends early
+    early_stop=dict(type=EarlyStopHook, patience=None),
 )
 custom_hooks = [
     dict(type=SampleRepliesHook, tokenizer=tokenizer, persona=persona),
     dict(type=StopAtNaNHook, every=10),
     dict(type=ThroughputHook),
     dict(type=RandomStateHook),
+    dict(type=AverageLossHook),
 ]
 env_cfg = dict(
     cudnn_benchmark=False,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy
 import torch
-from mmengine.dist import master_only
+from mmengine.dist import all_reduce, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from xtuner.registry import BUILDER
@@ -42,9 +42,8 @@ class SampleRepliesHook(Hook):
         """Log what the model answers now."""
         self._log_replies(runner)
 
-    @master_only
     def _log_replies(self, runner: Any) -> None:
-        if self._needs_every_process(runner):
+        if not (is_main_process() or self._needs_every_process(runner)):
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         was_training = model.training
@@ -55,7 +54,10 @@ class SampleRepliesHook(Hook):
 
     @staticmethod
     def _needs_every_process(runner: Any) -> bool:
-        """ZeRO-3 gathers the weights layer by layer: one process alone would wait for the others for ever."""
+        """ZeRO-3 gathers the weights layer by layer: one process alone would wait for the others for ever.
+
+        Replies are greedy, so that all processes make the same one in as many steps.
+        """
         strategy = runner.cfg.get("strategy") or {}
         return (strategy.get("config") or {}).get("zero_optimization", {}).get("stage") == 3
 
@@ -83,7 +85,7 @@ class StopAtNaNHook(Hook):
     The checkpoints written before stay as they are.
     """
 
-    priority = "VERY_HIGH"
+    priority = "HIGHEST"
 
     def __init__(self, every: int = 1) -> None:
         self.every = every
@@ -100,6 +102,26 @@ class StopAtNaNHook(Hook):
             f"step {runner.iter + 1}: loss 不是有限数 / is not finite (records {', '.join(records[:8])}): "
             "降低学习率或检查这些记录，再用 --resume 从上一个检查点继续 / lower lr or check them, then --resume the last checkpoint"
         )
+
+
+class AverageLossHook(Hook):
+    """Logs the loss of all processes' packs, not that of the main process's alone.
+
+    Each process's loss is its share of the mean over the step's supervised tokens, times the processes, so
+    that the average over them is that mean. Stands behind :class:`StopAtNaNHook` in a recipe, which wants to
+    know whose records they were.
+    """
+
+    # Before mmengine's RuntimeInfoHook, which hands the loss to the log.
+    priority = "HIGHEST"
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Replace the loss by its average over the processes."""
+        if get_world_size() > 1 and outputs and "loss" in outputs:
+            outputs["loss"] = outputs["loss"].detach().clone()
+            all_reduce(outputs["loss"], "mean")
 
 
 class ThroughputHook(Hook):

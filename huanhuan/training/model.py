@@ -15,6 +15,7 @@ from huanhuan.training.attention import Kernel, choose_kernel, locate_documents
 from huanhuan.training.fp8 import freeze_in_fp8, supports_fp8
 from huanhuan.training.layers import Kernels, decoder_layer, hidden_states
 from huanhuan.training.loss import summed_cross_entropy, supervised_positions
+from huanhuan.training.zero3 import gathered_loss, is_partitioned, make_leaves, through_module
 
 
 class PackedFinetune(SupervisedFinetune):
@@ -53,6 +54,9 @@ class PackedFinetune(SupervisedFinetune):
         self.kernels: Kernels = kernels
         self.fused_loss = fused_loss
         self.checkpointing = use_activation_checkpointing
+        self.partitioned = is_partitioned()
+        if self.partitioned:
+            make_leaves([*self.causal_lm.model.layers, self.causal_lm.get_output_embeddings()])
 
     @staticmethod
     def _prepare_for_flash_attn(cfg: Any, llm_cfg: Any) -> Any:
@@ -128,15 +132,22 @@ class PackedFinetune(SupervisedFinetune):
         if kernel == "flex" and not compiled and self.attention == "auto":
             kernel = choose_kernel("auto", input_ids.device, model.dtype)
         documents = locate_documents(data["starts"], len(input_ids), data["longest"], kernel)
+        layer_function = self._compiled_layer if compiled else decoder_layer
         return hidden_states(
             model,
             input_ids,
             data["position_ids"].squeeze(0),
             documents,
             kernels="plain" if kernels == "compile" else kernels,
-            layer_function=self._compiled_layer if compiled else decoder_layer,
+            layer_function=through_module(layer_function) if self.partitioned else layer_function,
             checkpointing=self.checkpointing and self.training,
         )
+
+    def _summed_loss(self, hidden: Tensor, targets: Tensor, *, fused: bool = False) -> Tensor:
+        head = self.causal_lm.get_output_embeddings()
+        if self.partitioned:
+            return head(functools.partial(gathered_loss, fused=fused), hidden, targets)
+        return summed_cross_entropy(hidden, head, targets, fused=fused)
 
     def compute_loss(self, data: dict[str, Any], data_samples: Any = None) -> dict[str, Tensor]:
         """``{"loss": …}``: the mean over supervised tokens, weighted over the whole optimiser step.
@@ -147,9 +158,8 @@ class PackedFinetune(SupervisedFinetune):
         """
         hidden = self._hidden_states(data)
         positions, targets = supervised_positions(data["labels"].squeeze(0))
-        head = self.causal_lm.get_output_embeddings()
         fused = self.fused_loss and hidden.device.type == "cuda"
-        total = summed_cross_entropy(hidden[positions], head, targets, fused=fused)
+        total = self._summed_loss(hidden[positions], targets, fused=fused)
         scale = data.get("loss_scale")
         return {"loss": total / max(len(targets), 1) if scale is None else total * scale}
 
@@ -161,7 +171,7 @@ class PackedFinetune(SupervisedFinetune):
         """
         hidden = self._hidden_states(data)
         positions, targets = supervised_positions(data["labels"].squeeze(0))
-        total = summed_cross_entropy(hidden[positions], self.causal_lm.get_output_embeddings(), targets)
+        total = self._summed_loss(hidden[positions], targets)
         return [{"negative_log_likelihood": float(total), "tokens": len(targets)}]
 
 
