@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import pairwise
 from typing import NamedTuple
 
 from huanhuan.text.clean import CLOSING, OPENING
@@ -64,13 +65,13 @@ def classify(lines: list[str], layout: str, *, markdown: bool = False) -> list[R
             continue
         match = matcher(bare)
         if match is None:
-            rows.append(Row("text", bare))
+            rows.append(Row("text", text))
         elif is_narrator(match.name) or match.beat in _TOLD:
             rows.append(Row("note", text, match))
         else:
             if markdown:
                 match = match._replace(speech=_EMPHASIS.sub(r"\2", match.speech))
-            rows.append(Row("label", bare, match))
+            rows.append(Row("label", text, match))
     return rows
 
 
@@ -95,48 +96,64 @@ def _is_one_bracket(text: str) -> bool:
 def lone_labels(rows: list[Row], speakers: Speakers) -> list[Row]:
     """Decide which lines are names on their own.
 
-    A name recurs, or has a colon; speech follows it without a blank; and it does not itself follow a name. Where
-    nearly all of them come after a blank line, those that do not are speech that looks like a name.
+    A name recurs, or has a colon; speech follows it, after a blank line only where every line is followed by one;
+    and it does not itself follow a name. Where nearly all names come after a blank line, or have a colon, those
+    that do not are speech that looks like a name.
     """
-    counts: Counter[str] = Counter()
-    spaced = total = 0
-    for row in rows:
-        if row.kind != "label" or row.match is None:
-            continue
-        counts[name_key(row.match.name)] += 1
-
-    def is_name(at: int) -> bool:
-        row = rows[at]
-        return (
-            row.match is not None
-            and (counts[name_key(row.match.name)] > 1 or speakers.known(row.match.name) or row.text[-1] in "：:")
-            and could_be_name(row.match.name)
-            and at + 1 < len(rows)
-            and rows[at + 1].kind in ("text", "label", "direction")
-        )
-
-    for at, row in enumerate(rows):
-        if row.kind == "label" and is_name(at):
-            total += 1
-            spaced += at == 0 or rows[at - 1].kind not in ("text", "label")
-    needs_gap = spaced * 10 >= 9 * total and total > 3
-    with_colon = sum(row.kind == "label" and row.text[-1] in "：:" for row in rows) * 10 >= 9 * total
+    names = _Names(rows, speakers)
     named: set[str] = set()
     found: list[Row] = []
     after_name = False
     for at, row in enumerate(rows):
-        if row.kind != "label":
-            # Some writers put a short speech on the line of the name.
-            match = match_colon(row.text) if row.kind == "text" and not after_name else None
-            found.append(Row("label", row.text, match) if match and match.speech and match.name in named else row)
-            after_name = after_name and row.kind == "direction"
-            continue
-        lone = not needs_gap or at == 0 or rows[at - 1].kind not in ("text", "label")
-        if not after_name and lone and is_name(at) and (not with_colon or row.text[-1] in "：:"):
+        if row.kind == "label" and not after_name and names.at(at):
             found.append(row)
             named.add(row.match.name if row.match else "")
             after_name = True
-        else:
+        elif row.kind == "label":
             found.append(Row("text", row.text))
             after_name = False
+        else:
+            # Some writers put a short speech on the line of the name.
+            match = match_colon(row.text) if row.kind == "text" and not after_name else None
+            found.append(Row("label", row.text, match) if match and match.speech and match.name in named else row)
+            # A name that nothing follows is a speech that was lost; the next line may be a name again.
+            after_name = after_name and (row.kind == "direction" or (row.kind == "blank" and names.spaced_out))
     return found
+
+
+class _Names:
+    """Which lines are names, told by what the file does with all that look like one."""
+
+    def __init__(self, rows: list[Row], speakers: Speakers) -> None:
+        self.rows = rows
+        self.speakers = speakers
+        self.counts: Counter[str] = Counter(
+            name_key(row.match.name) for row in rows if row.kind == "label" and row.match is not None
+        )
+        full = sum(row.kind != "blank" for row in rows)
+        adjacent = sum(a.kind != "blank" and b.kind != "blank" for a, b in pairwise(rows))
+        self.spaced_out = adjacent * 10 < full
+        likely = [at for at, row in enumerate(rows) if row.kind == "label" and self._looks_like_one(at)]
+        self.needs_gap = len(likely) > 3 and sum(self._after_gap(at) for at in likely) * 10 >= 9 * len(likely)
+        self.needs_colon = sum(rows[at].text[-1] in "：:" for at in likely) * 10 >= 9 * len(likely)
+
+    def _after_gap(self, at: int) -> bool:
+        return at == 0 or self.rows[at - 1].kind not in ("text", "label")
+
+    def _looks_like_one(self, at: int) -> bool:
+        row = self.rows[at]
+        if row.match is None or not could_be_name(row.match.name):
+            return False
+        recurs = self.counts[name_key(row.match.name)] > 1 or self.speakers.known(row.match.name)
+        step = 2 if self.spaced_out and at + 1 < len(self.rows) and self.rows[at + 1].kind == "blank" else 1
+        follows = at + step < len(self.rows) and self.rows[at + step].kind in ("text", "label", "direction")
+        return follows and (recurs or row.text[-1] in "：:")
+
+    def at(self, at: int) -> bool:
+        """Whether the line at ``at`` is a name."""
+        row = self.rows[at]
+        if (self.needs_gap and not self._after_gap(at)) or (self.needs_colon and row.text[-1] not in "：:"):
+            return False
+        # A colon after a gap, where every name has both, is proof enough: Second murderer, Ghost of the King.
+        sure = self.needs_gap and self.needs_colon and len(row.text) <= 40
+        return sure or self._looks_like_one(at)

@@ -6,14 +6,7 @@ import re
 from collections import Counter
 
 from huanhuan.text.clean import CLOSING, OPENING, has_brackets, join_lines, pieces, squeeze
-from huanhuan.text.labels import (
-    Match,
-    Speakers,
-    could_be_name,
-    is_narrator,
-    match_slip,
-    name_key,
-)
+from huanhuan.text.labels import Match, Speakers, could_be_name, is_narrator, match_slip, name_key, strip_prefix
 from huanhuan.text.model import Direction, Scene, Script, Skipped, Speech
 from huanhuan.text.rows import BLANK, Row, lone_labels
 
@@ -224,12 +217,14 @@ class _Builder:
         number = at + 1
         held = self.open_text.rstrip() if self.open else ""
         unfinished = self.open is not None and (not held or held[-1] not in _ENDED)
-        near = self.open is not None and gap <= (0 if self.name_line or not self.usual_gap else self.usual_gap)
+        # A name alone may have its speech after a blank line; a speech goes on over one only where all lines have one.
+        reach = (0 if held else 1) if self.name_line else self.usual_gap
+        near = self.open is not None and gap <= reach
         wrapped = near and gap == 0 and (self.wraps or self.name_line)
         if not self.name_line and not (wrapped and unfinished):
-            slip = match_slip(text)
-            sure = self.speakers.known if slip and text[len(slip.name)] in "；;“「『" else self.speakers.frequent
-            if slip and slip.speech and sure(slip.name):
+            bare = strip_prefix(text)
+            slip = match_slip(bare)
+            if slip and slip.speech and self._is_slip(slip, bare):
                 self._flush()
                 self.open, self.open_text, self.open_last = (slip, number), slip.speech, number
                 return at + 1
@@ -251,6 +246,12 @@ class _Builder:
             self._flush()
             self._skip(number, number, "unlabelled", text)
         return at + 1
+
+    def _is_slip(self, slip: Match, bare: str) -> bool:
+        """Whether a line begins with a speaker; behind a comma that must be beyond doubt, since it may address one."""
+        mark = bare[: len(bare) - len(slip.speech)].rstrip()[-1:]
+        sure = mark in ("；", ";") or slip.speech[0] in _QUOTES
+        return self.speakers.known(slip.name) if sure else self.speakers.frequent(slip.name)
 
     def _is_wrapped_text(self, match: Match) -> bool:
         """Whether a label that never stands elsewhere is the start of a wrapped line with a colon in it."""
