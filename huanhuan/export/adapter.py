@@ -212,49 +212,41 @@ def _check_settings(checkpoint: Checkpoint, lora: Mapping[str, Any], problems: P
 
 
 def _check_tensors(adapter: Adapter, path: Path, problems: Problems) -> None:
+    """Add one problem per kind of fault: what is wrong with one layer usually is with all of them."""
     from peft.tuners.lora.config import LoraConfig
     from peft.tuners.tuners_utils import check_target_module_exists
 
     config = LoraConfig(**adapter.settings)
-    modules: dict[str, set[str]] = defaultdict(set)
-    ranks: dict[str, set[int]] = defaultdict(set)
+    parts: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    faults: dict[str, list[str]] = defaultdict(list)
     for name, tensor in adapter.tensors.items():
         if not torch.isfinite(tensor).all():
-            problems.add(f"{path}: {name}: 含 NaN 或无穷 / holds NaN or infinity: 用更早的检查点 / use an earlier one")
+            faults["含 NaN 或无穷，用更早的检查点 / holds NaN or infinity: use an earlier checkpoint"].append(name)
         match = _PART.match(name)
         if match and match["field"] != ".bias":
-            modules[match["module"]].add(match["part"])
-            if match["part"] in ("lora_A", "lora_embedding_A"):
-                ranks[match["module"]].add(tensor.shape[0])
-            elif match["part"] in ("lora_B", "lora_embedding_B"):
-                ranks[match["module"]].add(tensor.shape[1])
-    for module, parts in modules.items():
-        complete = any({f"{kind}A", f"{kind}B"} <= parts for kind in ("lora_", "lora_embedding_"))
-        if not complete or len(ranks[module]) != 1:
-            problems.add(
-                f"{path}: {module}: LoRA 张量不成对 / its LoRA tensors do not pair: choose another --checkpoint"
-            )
+            parts[match["module"]][match["part"]] = tensor
+    for module, found in parts.items():
+        kind = "lora_embedding_" if "lora_embedding_A" in found else "lora_"
+        a, b = found.get(f"{kind}A"), found.get(f"{kind}B")
+        if a is None or b is None or a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+            faults["LoRA 张量不成对 / LoRA tensors do not pair: choose another --checkpoint"].append(module)
             continue
-        (rank,) = ranks[module]
-        if rank != adapter.rank(module):
-            problems.add(
-                f"{path}: {module}: 检查点来自另一份配方 / the checkpoint is from another recipe: "
-                f"rank {rank}, recipe r={adapter.rank(module)}"
-            )
+        if a.shape[0] != adapter.rank(module):
+            expected = f"rank {a.shape[0]}, recipe r={adapter.rank(module)}"
+            faults[f"检查点来自另一份配方 / the checkpoint is from another recipe: {expected}"].append(module)
         if not check_target_module_exists(config, module):
-            problems.add(
-                f"{path}: {module}: 配方的 target_modules 里没有它 / not among the recipe's target_modules: "
-                f"pass the recipe that trained it"
+            faults["不在配方的 target_modules 里 / not in target_modules: pass the recipe that trained it"].append(
+                module
             )
-        if "lora_magnitude_vector" in parts and "lora_embedding_A" in parts:
-            problems.add(f"{path}: {module}: 不支持嵌入层的 DoRA / DoRA on an embedding cannot be merged")
+        if kind == "lora_embedding_" and "lora_magnitude_vector" in found:
+            faults["不支持嵌入层的 DoRA / DoRA on an embedding cannot be merged"].append(module)
     if isinstance(config.target_modules, (set, list)):
-        for target in config.target_modules:
-            if not any(module == target or module.endswith(f".{target}") for module in modules):
-                problems.add(
-                    f"{path}: [lora.target_modules] {target} 不在检查点里 / is not in the checkpoint: "
-                    f"pass the recipe that trained it"
-                )
+        for target in sorted(config.target_modules):
+            if not any(module == target or module.endswith(f".{target}") for module in parts):
+                faults["检查点里没有 / not in the checkpoint: pass the recipe that trained it"].append(target)
+    for fault, places in faults.items():
+        more = f" 等 {len(places)} 处 / and {len(places) - 1} more" if len(places) > 1 else ""
+        problems.add(f"{path}: {places[0]}{more}: {fault}")
 
 
 def write_adapter(adapter: Adapter, folder: Path, base: str, dtype: torch.dtype | None = None) -> None:

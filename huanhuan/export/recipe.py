@@ -90,7 +90,8 @@ def _extract(values: Mapping[str, Any], path: Path) -> ExportRecipe:
     problems.raise_if_any()
     given = values.get("work_dir") or _nested(values, "training_args", "output_dir")
     # XTuner resolves its default against the folder it was started in, which usually is the checkout.
-    default = (Path("work_dirs") / path.stem, WORK_DIRS / path.stem)
+    here, checkout = Path("work_dirs") / path.stem, WORK_DIRS / path.stem
+    default = (here,) if here.absolute() == checkout else (here, checkout)
     return ExportRecipe(
         path=path,
         base=str(base),

@@ -31,18 +31,26 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
 
 @pytest.fixture(scope="session")
 def make_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Make a copy of the tiny base: in a type, cut into shards, as safetensors or .bin, tied or not."""
+    """Make a copy of the tiny base: in a type, cut into shards, as safetensors or .bin, tied, with biases."""
     from transformers import AutoTokenizer
 
     made: dict[tuple[Any, ...], Path] = {}
 
     def make(
-        dtype: torch.dtype = torch.float32, *, shard: str = "300KB", safe: bool = True, tied: bool = False
+        dtype: torch.dtype = torch.float32,
+        *,
+        shard: str = "300KB",
+        safe: bool = True,
+        tied: bool = False,
+        bias: bool = False,
     ) -> Path:
-        key = (dtype, shard, safe, tied)
+        key = (dtype, shard, safe, tied, bias)
         if key not in made:
             folder = tmp_path_factory.mktemp("base") / "tiny"
             model = load_model(tiny_base).to(dtype)
+            if bias:
+                model.config.bias = True
+                model = type(model)(model.config)
             if tied:
                 model.config.tie_word_embeddings = True
                 model.tie_weights()

@@ -187,6 +187,42 @@ def test_a_tied_head_that_was_not_trained_stays_tied(
     torch.testing.assert_close(logits(reload(tmp_path / "merged")), adapted, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("lora", [{"bias": "all"}, {"lora_bias": True}], ids=str)
+def test_biases_are_merged_as_they_were_trained(
+    make_base: Callable[..., Path], train: Callable[..., Any], tmp_path: Path, lora: dict[str, Any]
+) -> None:
+    base = make_base(bias=True)
+    trained = train(base, {"target_modules": ["wqkv", "wo"], **lora})
+    export(trained.recipe, tmp_path / "merged", checkpoint=str(trained.path), base=base, progress=False)
+    before, after = stored(base), stored(tmp_path / "merged")
+    name = "model.layers.1.attention.wqkv.bias"
+    assert name in before and not torch.equal(before[name], after[name])
+    torch.testing.assert_close(logits(reload(tmp_path / "merged")), logits(trained.model), atol=1e-5, rtol=1e-5)
+
+
+def test_a_bias_without_one_in_the_base_is_refused(
+    make_base: Callable[..., Path], train: Callable[..., Any], tmp_path: Path
+) -> None:
+    base = make_base()
+    trained = train(base, {"target_modules": ["wqkv"], "lora_bias": True})
+    with pytest.raises(UserError, match=r"wqkv\.bias"):
+        export(trained.recipe, tmp_path / "out", checkpoint=str(trained.path), base=base, progress=False)
+
+
+def test_a_base_of_another_size_is_refused(
+    make_base: Callable[..., Path], train: Callable[..., Any], tmp_path: Path
+) -> None:
+    from huanhuan.training.tiny_base import build_random_base
+
+    trained = train(make_base())
+    other = build_random_base(tmp_path / "other", ["春风吹过长长的宫墙。"], hidden=32, layers=1)
+    with pytest.raises(UserError) as caught:
+        export(trained.recipe, tmp_path / "out", checkpoint=str(trained.path), base=other, progress=False)
+    assert len(caught.value.problems) == 2
+    assert "not in the base" in caught.value.problems[0] and "layers.1" in caught.value.problems[0]
+    assert "shape differs" in caught.value.problems[1]
+
+
 def test_dtype_can_be_chosen(make_base: Callable[..., Path], train: Callable[..., Any], tmp_path: Path) -> None:
     base = make_base()
     trained = train(base)
