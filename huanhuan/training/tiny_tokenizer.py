@@ -13,6 +13,7 @@ with the released tokenizer at the seam of a template can go wrong with this one
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,9 @@ CHAT_TOKENS = ("<|plugin|>", "<|interpreter|>", "<|action_end|>", "<|action_star
 FIXED_TOKENS = 3 + 256
 ROLES = ("system", "user", "assistant")
 NEWLINES = ("\n", "\n\n")
-SMALLEST_VOCAB = FIXED_TOKENS + len(NEWLINES) + 60
+# The letters of the role words and what they are merged from.
+ROOM_FOR_ROLES = 40
+SMALLEST_VOCAB = FIXED_TOKENS + len(NEWLINES) + ROOM_FOR_ROLES
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
@@ -48,9 +51,11 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
         raise UserError("分词器没有可学的文字 / no text to learn a tokenizer from: check the script")
     if vocab_size < SMALLEST_VOCAB:
         raise UserError(f"vocab_size {vocab_size}: 词表太小 / too small: give at least {SMALLEST_VOCAB}")
+    # SentencePiece refuses a vocabulary without room for every character; a left-out one is spelt in bytes.
+    common = {letter for letter, _ in Counter("".join(lines)).most_common(vocab_size - SMALLEST_VOCAB + 1)}
+    lines = "".join(letter if letter in common else "\n" for letter in "\n".join(lines)).splitlines()
     # More often than any pair of the text, so that the words are merged before the room is used up.
     roles = list(ROLES) * sum(map(len, lines))
-    characters = len(set("".join(lines)))
     model_bytes = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(
         sentence_iterator=iter(lines + roles),
@@ -58,8 +63,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
         model_type="bpe",
         vocab_size=vocab_size - len(NEWLINES),
         hard_vocab_limit=False,
-        # A character that finds no room is spelt in bytes.
-        character_coverage=1.0 if characters < vocab_size - SMALLEST_VOCAB else 0.98,
+        character_coverage=1.0,
         byte_fallback=True,
         normalization_rule_name="identity",
         add_dummy_prefix=False,
