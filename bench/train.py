@@ -37,6 +37,8 @@ class Variant:
     row_tokens: int = 0
     """Tokens of a step where the recipe does not log its own rate."""
     steps_factor: float = 1.0
+    limit_gib: float | None = None
+    """What the run may allocate on the card: more ends it."""
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -45,10 +47,17 @@ def packed(tokens: int) -> tuple[str, ...]:
     return (f"train_dataloader.dataset.pack_length={tokens}", f"train_dataloader.collate_fn.pad_to={tokens}")
 
 
+# A 16 GiB card leaves about 15 to PyTorch's allocator.
+LIMITED = """
+import torch
+torch.cuda.set_per_process_memory_fraction({limit} * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+from huanhuan.training.run_xtuner import main
+main()
+"""
 VARIANTS = {
     "original": Variant("bench/original_qlora.py", row_tokens=512),
-    "qlora-16gib": Variant("configs/huanhuan_qlora.py"),
-    "qlora-16gib-16k": Variant("configs/huanhuan_qlora.py", packed(16384), steps_factor=0.6),
+    "qlora-16gib": Variant("configs/huanhuan_qlora.py", limit_gib=15),
+    "qlora-16gib-16k": Variant("configs/huanhuan_qlora.py", packed(16384), steps_factor=0.6, limit_gib=15),
     "qlora-fast": Variant("configs/huanhuan_qlora_fast.py"),
     "qlora-liger": Variant("configs/huanhuan_qlora_fast.py", ("model.kernels=liger",)),
     "qlora-fast-16k": Variant("configs/huanhuan_qlora_fast.py", packed(16384), steps_factor=0.6),
@@ -114,9 +123,12 @@ def run(name: str, variant: Variant, base: Path, folder: Path, steps: int, log: 
         ]
     options += ["default_hooks.checkpoint.save_last=False", "default_hooks.checkpoint.save_best=None", *variant.options]
     work = folder / name
-    command = [sys.executable, "-m", "huanhuan.training.run_xtuner", str(ROOT / variant.recipe)]
-    command += ["--work-dir", str(work), "--cfg-options", *options]
-    environment = os.environ | {"HUANHUAN_BASE": str(base)} | variant.environment
+    command = [sys.executable, "-m", "huanhuan.training.run_xtuner"]
+    if variant.limit_gib:
+        command = [sys.executable, "-c", LIMITED.format(limit=variant.limit_gib)]
+    command += [str(ROOT / variant.recipe), "--work-dir", str(work), "--cfg-options", *options]
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"HUANHUAN_BASE": str(base), "PYTHONPATH": path} | variant.environment
     started = time.time()
     with log.open("w") as output:
         try:

@@ -1,8 +1,8 @@
 """InternLM2-7B, every weight trained. One GPU with 80 GB, or several with DeepSpeed ZeRO.
 
-    xtuner train configs/huanhuan_full.py
-    NPROC_PER_NODE=8 xtuner train configs/huanhuan_full.py --deepspeed deepspeed_zero3
-    python tools/merge_hf.py configs/huanhuan_full.py --out models/huanhuan
+xtuner train configs/huanhuan_full.py
+NPROC_PER_NODE=8 xtuner train configs/huanhuan_full.py --deepspeed deepspeed_zero3
+python tools/merge_hf.py configs/huanhuan_full.py --out models/huanhuan
 """
 
 from mmengine.config import read_base
@@ -11,10 +11,10 @@ with read_base():
     from ._base_.character import *
 
 import torch
-from bitsandbytes.optim import PagedAdamW8bit
 from transformers import AutoModelForCausalLM
 
 from huanhuan.training.model import PackedFinetune
+from huanhuan.training.optimizer import CompensatedAdamW8bit
 
 model = dict(
     type=PackedFinetune,
@@ -29,5 +29,5 @@ model = dict(
     ),
 )
 
-# 8-bit optimiser states that page out to the host's memory when the card is full
-optim_wrapper.optimizer = dict(type=PagedAdamW8bit, lr=2e-5, betas=(0.9, 0.999), weight_decay=0)
+# 8-bit states, and the part of each update that a bfloat16 weight cannot hold is kept beside it
+optim_wrapper.optimizer = dict(type=CompensatedAdamW8bit, lr=2e-5, betas=(0.9, 0.999), weight_decay=0)

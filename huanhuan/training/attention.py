@@ -42,7 +42,7 @@ class Documents:
     """Where the dialogues of a pack lie, in the form that one kernel wants.
 
     ``starts``: int32 ``(documents + 1,)``, the first token of each dialogue and then the pack's length.
-    ``longest``: an upper bound on the tokens of one dialogue.
+    ``longest``: an upper bound on the tokens of one dialogue; varlen launches work for that many.
     ``mask``: flex's BlockMask, sdpa's bool ``(length, length)``, None for varlen.
     """
 
@@ -61,9 +61,15 @@ def document_ids(starts: Tensor, length: int) -> Tensor:
     return torch.bucketize(torch.arange(length, device=starts.device, dtype=starts.dtype), starts[1:], right=True)
 
 
-def locate_documents(starts: Tensor, length: int, longest: int, kernel: Kernel) -> Documents:
-    """Prepare a pack of ``length`` tokens for ``kernel``, once per step and not once per layer."""
+def locate_documents(starts: Tensor, length: int, longest: int, kernel: Kernel, *, compiled: bool = False) -> Documents:
+    """Prepare a pack of ``length`` tokens for ``kernel``, once per step and not once per layer.
+
+    ``compiled``: for layers that torch.compile has traced, which must not be traced anew for every pack.
+    """
     mask = None
+    if kernel == "varlen" and compiled:
+        longest = 1 << max(longest - 1, 127).bit_length()
+        torch._dynamo.maybe_mark_dynamic(starts, 0)
     if kernel == "sdpa":
         ids = document_ids(starts, length)
         mask = (ids[:, None] == ids[None, :]).tril()
@@ -112,10 +118,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, documents: Documents) -> T
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, documents: Documents) -> Tensor:
-    starts, longest = documents.starts, documents.longest
-    try:
-        from torch.nn.attention.varlen import varlen_attn  # pyright: ignore[reportMissingImports] # torch 2.10
-    except ImportError:
-        forward = torch.ops.aten._flash_attention_forward
-        return forward(query, key, value, starts, starts, longest, longest, 0.0, True, False)[0]
-    return varlen_attn(query, key, value, starts, starts, longest, longest, is_causal=True)
+    # torch.nn.attention.varlen wraps the same operator from PyTorch 2.10 on, with other arguments in 2.11.
+    return torch.ops.aten._flash_attention_forward(
+        query, key, value, documents.starts, documents.starts, documents.longest, documents.longest, 0.0, True, False
+    )[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -149,25 +150,20 @@ def collate_pack(items: Sequence[list[Dialogue]], pad_to: int | None = None) -> 
     ``input_ids``, ``labels``, ``position_ids``: int64 ``(1, length)``, positions restarting with each dialogue;
     ``starts``: int32 ``(documents + 1,)``; ``longest``: tokens of the longest dialogue; ``tokens``: without padding.
     ``data_samples`` names where each dialogue came from.
-    With ``pad_to`` the row is filled to that many tokens, as compiled layers want it, by a last dialogue of
-    which nothing is learned, and ``starts`` is padded by empty dialogues to a multiple of 64.
+    With ``pad_to`` the row is filled to that many tokens, as compiled layers want it, by dialogues of which
+    nothing is learned, none longer than the longest that is.
     """
     dialogues = [dialogue for item in items for dialogue in item]
     ids = [token for dialogue in dialogues for token in dialogue.input_ids]
     labels = [label for dialogue in dialogues for label in dialogue.labels]
     lengths = [len(dialogue.input_ids) for dialogue in dialogues]
     tokens = len(ids)
-    if pad_to is not None and len(ids) < pad_to:
-        lengths.append(pad_to - len(ids))
+    longest = max(lengths)
+    while pad_to is not None and len(ids) < pad_to:
+        lengths.append(min(pad_to - len(ids), longest))
         labels += [IGNORE] * lengths[-1]
         ids += [0] * lengths[-1]
-    starts = [0]
-    for length in lengths:
-        starts.append(starts[-1] + length)
-    longest = max(lengths)
-    if pad_to is not None:
-        longest = pad_to
-        starts += [starts[-1]] * (-len(starts) % 64)
+    starts = [0, *itertools.accumulate(lengths)]
     positions = torch.cat([torch.arange(length) for length in lengths])
     data: dict[str, Tensor | int | list[str]] = {
         "input_ids": torch.tensor([ids]),

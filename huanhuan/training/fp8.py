@@ -30,8 +30,12 @@ def scaled_product(rows: Tensor, weight: Tensor, weight_scale: Tensor, dtype: to
     """``rows @ weight.T`` with ``rows`` ``(tokens, inner)`` cast to FP8 on the fly and ``weight`` ``(outer, inner)`` in FP8."""
     quantised, scale = quantise_rows(rows)
     if rows.device.type == "cuda":
-        return torch._scaled_mm(quantised, weight.t(), scale_a=scale, scale_b=weight_scale.t(), out_dtype=dtype)
-    return ((quantised.float() * scale) @ (weight.float() * weight_scale).t()).to(dtype)
+        return torch._scaled_mm(
+            quantised, weight.t(), scale_a=scale, scale_b=weight_scale.t(), out_dtype=dtype, use_fast_accum=True
+        )
+    product = (quantised.float() * scale) @ (weight.float() * weight_scale).t()
+    # Not `.to(dtype)` alone: where it changes nothing, PyTorch 2.11 compiles the layer with a gradient of zero.
+    return product if dtype == product.dtype else product.to(dtype)
 
 
 class _FrozenProduct(torch.autograd.Function):

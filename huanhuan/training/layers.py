@@ -8,6 +8,7 @@ that compile without a graph break, and logits for the supervised tokens only.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -64,22 +65,36 @@ def _norm(module: nn.Module, states: Tensor, kernels: Kernels) -> Tensor:
     return module(states)
 
 
-def linear(module: nn.Module, states: Tensor) -> Tensor:
-    """``module(states)``, with LoRA's products in the dtype of the states whatever the adapter's own is.
+def linear(module: nn.Module, states: Tensor, residual: Tensor | None = None) -> Tensor:
+    """``module(states)``, plus ``residual``, LoRA's products in the dtype of the states whatever the adapter's own is.
 
     PEFT casts the states to the adapter's dtype instead: with an adapter in float32, which it must be for
     small updates not to be rounded away, the products would run at a fraction of the speed.
     """
-    if not hasattr(module, "lora_A") or getattr(module, "disable_adapters", False):
-        return module(states)
-    output = module.base_layer(states)  # pyright: ignore[reportCallIssue]
-    adapters: Any = module
-    for name in adapters.active_adapters:
-        if adapters.use_dora.get(name):
-            raise ValueError("DoRA is not supported by this recipe's forward pass: set use_dora=False")
-        low = F.linear(adapters.lora_dropout[name](states), adapters.lora_A[name].weight.to(states.dtype))
-        output = output + F.linear(low, adapters.lora_B[name].weight.to(states.dtype)) * adapters.scaling[name]
+    low_rank = list(_low_rank(module, states))
+    base = module.base_layer if hasattr(module, "base_layer") else module
+    if residual is not None:
+        # The base's product comes last: recomputing a checkpointed layer ends with the last tensor that the
+        # backward pass needs, and of the layer's last product it needs nothing.
+        for low, up in low_rank:
+            residual = residual + F.linear(low, up) if torch.compiler.is_compiling() else residual.addmm(low, up.t())
+        return residual + base(states)  # pyright: ignore[reportCallIssue]
+    output = base(states)  # pyright: ignore[reportCallIssue]
+    for low, up in low_rank:
+        # Compiled, the sum is part of the next kernel; in place here, it is part of the product.
+        output = output + F.linear(low, up) if torch.compiler.is_compiling() else output.addmm_(low, up.t())
     return output
+
+
+def _low_rank(module: Any, states: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each active adapter of a LoRA layer: ``scaling * A(states)``, ``(length, rank)``, and the matrix ``B``."""
+    if not hasattr(module, "lora_A") or module.disable_adapters:
+        return
+    for name in module.active_adapters:
+        if module.use_dora.get(name):
+            raise ValueError("DoRA is not supported by this recipe's forward pass: set use_dora=False")
+        low = F.linear(module.lora_dropout[name](states), module.lora_A[name].weight.to(states.dtype))
+        yield low * module.scaling[name], module.lora_B[name].weight.to(states.dtype)
 
 
 def decoder_layer(
@@ -96,7 +111,7 @@ def decoder_layer(
     query = fused[:, :, :groups].reshape(length, heads * groups, attention.head_dim)
     query, key = _rotate(query, fused[:, :, groups], cos, sin, kernels)
     attended = attend(query, key, fused[:, :, groups + 1], documents)
-    states = states + linear(attention.wo, attended.reshape(length, -1))
+    states = linear(attention.wo, attended.reshape(length, -1), states)
 
     normed = _norm(module.ffn_norm, states, kernels)
     gate, up = linear(feed_forward.w1, normed), linear(feed_forward.w3, normed)
@@ -106,7 +121,7 @@ def decoder_layer(
         inner = LigerSiLUMulFunction.apply(gate, up)
     else:
         inner = F.silu(gate) * up
-    return states + linear(feed_forward.w2, inner)
+    return linear(feed_forward.w2, inner, states)
 
 
 def hidden_states(
@@ -126,6 +141,9 @@ def hidden_states(
     """
     decoder = model.model
     states = decoder.tok_embeddings(input_ids)
+    if torch.is_grad_enabled() and not states.requires_grad:
+        # Over a frozen embedding only the first layer's input would need no gradient: compiled twice for that.
+        states.requires_grad_()
     cos, sin = rotary_tables(model.config, positions, states.dtype)
     for layer in decoder.layers:
         arguments = (layer, states, cos, sin, documents, kernels)

@@ -57,6 +57,14 @@ class PackedFinetune(SupervisedFinetune):
         self.partitioned = is_partitioned()
         if self.partitioned:
             make_leaves([*self.causal_lm.model.layers, self.causal_lm.get_output_embeddings()])
+        super().train()
+
+    def train(self, mode: bool = True) -> PackedFinetune:
+        """Set the mode of every module, if it is not the mode already.
+
+        The training loop asks for it each step, and a 7B model under adapters has 3,000 modules.
+        """
+        return self if mode == self.training else super().train(mode)
 
     @staticmethod
     def _prepare_for_flash_attn(cfg: Any, llm_cfg: Any) -> Any:
@@ -131,7 +139,7 @@ class PackedFinetune(SupervisedFinetune):
         kernel = choose_kernel(self.attention, input_ids.device, model.dtype, compiled=compiled)
         if kernel == "flex" and not compiled and self.attention == "auto":
             kernel = choose_kernel("auto", input_ids.device, model.dtype)
-        documents = locate_documents(data["starts"], len(input_ids), data["longest"], kernel)
+        documents = locate_documents(data["starts"], len(input_ids), data["longest"], kernel, compiled=compiled)
         layer_function = self._compiled_layer if compiled else decoder_layer
         return hidden_states(
             model,
@@ -156,8 +164,9 @@ class PackedFinetune(SupervisedFinetune):
         pack into its share of the mean over every pack of the step, on every GPU; without it the pack stands
         alone.
         """
-        hidden = self._hidden_states(data)
+        # First, because counting them waits for the card: here it has nothing to do yet.
         positions, targets = supervised_positions(data["labels"].squeeze(0))
+        hidden = self._hidden_states(data)
         fused = self.fused_loss and hidden.device.type == "cuda"
         total = self._summed_loss(hidden[positions], targets, fused=fused)
         scale = data.get("loss_scale")
@@ -169,8 +178,8 @@ class PackedFinetune(SupervisedFinetune):
 
         Returning logits, as XTuner does, would take 92,544 numbers a token.
         """
-        hidden = self._hidden_states(data)
         positions, targets = supervised_positions(data["labels"].squeeze(0))
+        hidden = self._hidden_states(data)
         total = self._summed_loss(hidden[positions], targets)
         return [{"negative_log_likelihood": float(total), "tokens": len(targets)}]
 

@@ -1,0 +1,376 @@
+"""Every way to run a layer, on the card: the same loss and gradients, and how long each takes.
+
+    python bench/random_base.py /somewhere/small --layers 2
+    python bench/check_gpu.py --base /somewhere/small [--out bench/results]
+
+Each case runs in a process of its own. They compile at the same time and are timed one after another. A case passes
+if its gradients differ from the same model's in float32 by no more than twice what the plain bfloat16 case does.
+Exit code 1 if one does not.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Case:
+    """A base ("bf16", "nf4", "fp8", "full"), kernels and attention; ``budget`` is torch.compile's for activations."""
+
+    base: str
+    kernels: str
+    attention: str
+    checkpointing: bool = False
+    wide: bool = False
+    """In float32: the reference."""
+    budget: float = 1.0
+
+
+CASES = {
+    "bf16-float32": Case("bf16", "plain", "sdpa", wide=True),
+    "bf16-plain": Case("bf16", "plain", "sdpa"),
+    "bf16-liger-varlen": Case("bf16", "liger", "varlen"),
+    "bf16-compile-flex": Case("bf16", "compile", "flex"),
+    "bf16-compile-varlen": Case("bf16", "compile", "varlen"),
+    "nf4-float32": Case("nf4", "plain", "sdpa", wide=True),
+    "nf4-plain": Case("nf4", "plain", "varlen"),
+    "nf4-liger-varlen": Case("nf4", "liger", "varlen"),
+    "nf4-compile-flex": Case("nf4", "compile", "flex"),
+    "nf4-compile-varlen": Case("nf4", "compile", "varlen"),
+    "nf4-liger-varlen-checkpoint": Case("nf4", "liger", "varlen", checkpointing=True),
+    "nf4-compile-varlen-checkpoint": Case("nf4", "compile", "varlen", checkpointing=True),
+    "nf4-compile-varlen-budget-0.1": Case("nf4", "compile", "varlen", budget=0.1),
+    "nf4-compile-varlen-budget-0.25": Case("nf4", "compile", "varlen", budget=0.25),
+    "nf4-compile-flex-budget-0.1": Case("nf4", "compile", "flex", budget=0.1),
+    "fp8-plain": Case("fp8", "plain", "varlen"),
+    "fp8-compile-flex": Case("fp8", "compile", "flex"),
+    "fp8-compile-varlen": Case("fp8", "compile", "varlen"),
+    "full-float32": Case("full", "plain", "sdpa", wide=True),
+    "full-plain": Case("full", "plain", "varlen"),
+    "full-compile-varlen": Case("full", "compile", "varlen"),
+}
+REFERENCE = {"bf16": "bf16-float32", "nf4": "nf4-float32", "fp8": "bf16-float32", "full": "full-float32"}
+
+
+def build(case: Case, base: Path) -> Any:
+    """The model of a case on the card, its adapters not zero."""
+    import torch
+    from mmengine.config import ConfigDict
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    from huanhuan.training.model import PackedFinetune
+
+    dtype = torch.float32 if case.wide else torch.bfloat16
+    llm: dict[str, Any] = dict(
+        type=AutoModelForCausalLM.from_pretrained,
+        pretrained_model_name_or_path=str(base),
+        trust_remote_code=True,
+        torch_dtype=dtype,
+    )
+    if case.base == "nf4":
+        llm["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_quant_type="nf4",
+        )
+    lora = LoraConfig(r=64, lora_alpha=128, target_modules=["wqkv", "wo", "w1", "w2", "w3"], task_type="CAUSAL_LM")
+    model = PackedFinetune(
+        ConfigDict(llm),
+        lora=None if case.base == "full" else lora,
+        attention=case.attention,  # pyright: ignore[reportArgumentType]
+        kernels=case.kernels,  # pyright: ignore[reportArgumentType]
+        use_activation_checkpointing=case.checkpointing,
+        fp8_base=case.base == "fp8",
+        fused_loss=not case.wide and case.kernels != "plain",
+    ).cuda()
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name:
+            parameter.data.copy_(torch.randn(parameter.shape) * 0.02)
+        elif "lora_B" in name:
+            parameter.data.copy_(torch.randn(parameter.shape) * 0.002)
+    return model
+
+
+def batch(seed: int) -> dict[str, Any]:
+    """A pack of dialogues of 40 to 400 tokens on the card, a third supervised, 100 tokens of padding."""
+    from huanhuan.training.data import Dialogue, collate_pack
+
+    chance = random.Random(seed)
+    dialogues, left = [], TOKENS - 100
+    while left > 0:
+        length = min(chance.randint(40, 400), left)
+        ids = [chance.randrange(10, 1500) for _ in range(length)]
+        dialogues.append(Dialogue(ids, [-100] * (length - length // 3) + ids[length - length // 3 :], ""))
+        left -= length
+    data = collate_pack([dialogues], pad_to=TOKENS)["data"]
+    return {name: value.cuda() if hasattr(value, "cuda") else value for name, value in data.items()}
+
+
+def isolation(model: Any, data: dict[str, Any]) -> bool:
+    """Whether the last dialogue's states stay the same to the bit when every other token changes."""
+    import torch
+
+    with torch.no_grad():
+        before = model._hidden_states(data)
+        starts = data["starts"]
+        spans = list(itertools.pairwise(starts.tolist()))
+        first, last = spans[len(spans) // 2]
+        changed = data["input_ids"].clone()
+        changed[:, :first] = (changed[:, :first] + 7) % 1500 + 10
+        changed[:, last:] = (changed[:, last:] + 7) % 1500 + 10
+        after = model._hidden_states({**data, "input_ids": changed})
+    return bool((before[first:last] == after[first:last]).all()) and not bool((before[:first] == after[:first]).all())
+
+
+def _gemm_4bit_flops(rows: Any, weight: Any, shape: Any, *rest: Any, **named: Any) -> int:
+    return 2 * math.prod(rows) * shape[0]
+
+
+def run_case(name: str, base: Path, folder: Path, others: int) -> dict[str, Any]:
+    """Gradients to ``folder/NAME.pt``; loss, milliseconds a layer and MiB a layer as the result."""
+    import statistics
+
+    import torch
+
+    case = CASES[name]
+    if case.budget < 1:
+        import torch._functorch.config as functorch
+        from torch.utils.flop_counter import register_flop_formula
+
+        functorch.activation_memory_budget = case.budget
+        # Otherwise the partitioner takes a product over NF4 to cost nothing.
+        register_flop_formula(torch.ops.bitsandbytes.gemm_4bit)(_gemm_4bit_flops)
+    started = time.time()
+    model = build(case, base)
+    model.train()
+    data = batch(0)
+    loss = model.compute_loss(data)["loss"]
+    loss.backward()
+    torch.cuda.synchronize()
+    row: dict[str, Any] = {"case": name, "loss": float(loss), "first_s": round(time.time() - started, 1)}
+    wanted = [(key, value) for key, value in model.named_parameters() if value.grad is not None]
+    if case.base == "full":  # a few of every kind; all of them would be gigabytes
+        wanted = [(key, value) for key, value in wanted if ".layers.1." in key or "norm" in key]
+    torch.save({key: value.grad.float().cpu() for key, value in wanted}, folder / f"{name}.pt")
+    row["isolated"] = isolation(model, data)
+    model.zero_grad()
+    for seed in (1, 2, 3):  # packs of other dialogues: what is traced anew shows here
+        model.compute_loss(batch(seed))["loss"].backward()
+    batches = [batch(seed) for seed in range(4, 9)]
+    model.zero_grad()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    (folder / f"{name}.ready").touch()
+    limit = time.time() + 150
+    while len(list(folder.glob("*.ready"))) < others and time.time() < limit:
+        time.sleep(0.2)
+    layers = len(model.causal_lm.model.layers)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        times = []
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        for data in batches:
+            model.zero_grad()
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            hidden = model._hidden_states(data)
+            if data is batches[0]:
+                row["mib_layer"] = round((torch.cuda.memory_allocated() - before) / layers / 2**20)
+            hidden.backward(hidden.detach())
+            torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        row["ms_layer"] = round(statistics.median(times[1:]) / layers * 1000, 3)
+        times = []
+        for data in batches:
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            model.compute_loss(data)["loss"].backward()
+            torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        row["ms_head"] = round(statistics.median(times[1:]) * 1000 - row["ms_layer"] * layers, 2)
+        row["tok_s_32"] = round(TOKENS / (row["ms_layer"] * 32 + row["ms_head"]) * 1000)
+        if case.base == "full" and not case.wide:
+            row["ms_adam_per_b"] = _time_optimiser(model)
+    return row
+
+
+def _time_optimiser(model: Any) -> float:
+    """Milliseconds of an optimiser step per 10⁹ weights."""
+    import torch
+
+    from huanhuan.training.optimizer import CompensatedAdamW8bit
+
+    weights = [each for each in model.parameters() if each.grad is not None]
+    optimiser = CompensatedAdamW8bit(weights, lr=1e-5)
+    for _ in range(2):
+        optimiser.step()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    optimiser.step()
+    torch.cuda.synchronize()
+    return round((time.perf_counter() - start) * 1e12 / sum(each.numel() for each in weights), 2)
+
+
+def kernels_agree() -> list[dict[str, Any]]:
+    """Attention and loss kernels alone against float32."""
+    import torch
+
+    from huanhuan.training.attention import attend, locate_documents
+    from huanhuan.training.loss import summed_cross_entropy
+
+    rows = []
+    starts = batch(0)["starts"]
+    torch.manual_seed(0)
+    shapes = ((TOKENS, 32, 128), (TOKENS, 8, 128), (TOKENS, 8, 128))
+    wide = [torch.randn(shape, device="cuda").requires_grad_() for shape in shapes]
+    upstream = torch.randn(shapes[0], device="cuda")
+
+    def error(got: Any, want: Any) -> float:
+        return float((got.float() - want).norm() / want.norm())
+
+    reference = attend(*wide, locate_documents(starts, TOKENS, 512, "sdpa"))
+    wanted = torch.autograd.grad(reference, wide, upstream)
+    for kernel in ("sdpa", "varlen", "flex"):
+        narrow = [each.detach().bfloat16().requires_grad_() for each in wide]
+        documents = locate_documents(starts, TOKENS, 512, kernel)
+        function = torch.compile(attend) if kernel == "flex" else attend
+        output = function(*narrow, documents)
+        gradients = torch.autograd.grad(output, narrow, upstream.bfloat16())
+        errors = [error(output, reference), *(error(a, b) for a, b in zip(gradients, wanted, strict=True))]
+        rows.append({"attention": kernel, "errors": [f"{each:.1e}" for each in errors], "ok": max(errors) < 1e-2})
+    del wide, reference, wanted
+    head = torch.nn.Linear(4096, 92544, bias=False, device="cuda", dtype=torch.bfloat16).requires_grad_(False)
+    hidden = torch.randn(2900, 4096, device="cuda", dtype=torch.bfloat16)
+    targets = torch.randint(0, 92544, (2900,), device="cuda")
+    results = {}
+    for fused in (False, True):
+        given = hidden.clone().requires_grad_()
+        for attempt in range(2):
+            given.grad = None
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            loss = summed_cross_entropy(given, head, targets, fused=fused)
+            loss.backward()
+            torch.cuda.synchronize()
+            took = (time.perf_counter() - start) * 1000 if attempt else 0.0
+        results[fused] = (float(loss.detach()), given.grad.float(), round(took, 2))  # pyright: ignore
+    difference = abs(results[True][0] / results[False][0] - 1)
+    gradient = error(results[True][1], results[False][1])
+    ok = difference < 1e-4 and gradient < 1e-2
+    times = {"plain_ms": results[False][2], "fused_ms": results[True][2]}
+    rows.append({"loss": "fused", "difference": difference, "gradient": gradient, **times, "ok": ok})
+    return rows
+
+
+def compare(rows: list[dict[str, Any]], folder: Path) -> None:
+    """Add to each case how far its gradients are from the reference's."""
+    import torch
+
+    loaded: dict[str, Any] = {}
+
+    def gradients(name: str) -> Any:
+        if name not in loaded:
+            loaded[name] = torch.load(folder / f"{name}.pt", weights_only=True)
+        return loaded[name]
+
+    def distance(name: str, other: str) -> float:
+        got, want = gradients(name), gradients(other)
+        total = sum(float((got[key] - want[key]).norm() ** 2) for key in want)
+        return (total / sum(float(each.norm() ** 2) for each in want.values())) ** 0.5
+
+    losses = {row["case"]: row["loss"] for row in rows if "loss" in row}
+    for row in rows:
+        row["ok"] = False
+        base = CASES[row["case"]].base
+        reference = REFERENCE[base]
+        if "loss" not in row or not {reference, f"{base}-plain"} <= losses.keys():
+            continue
+        row["gradient_error"] = round(distance(row["case"], reference), 5)
+        row["loss_error"] = abs(row["loss"] / losses[reference] - 1)
+        if base == "fp8":
+            row["to_plain"] = round(distance(row["case"], "fp8-plain"), 5)
+            row["ok"] = row["loss_error"] < 1e-3 and row["to_plain"] < 0.05
+        else:
+            allowed = 2 * distance(f"{base}-plain", reference) + 1e-6
+            row["ok"] = row["gradient_error"] <= allowed and row["loss_error"] < 1e-3
+        row["ok"] = row["ok"] and row["isolated"]
+
+
+@click.command()
+@click.option("--base", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the table and the logs.")
+@click.option("--case", help="Run this one here; used by the program itself.")
+@click.option("--others", type=int, default=1, hidden=True)
+@click.argument("names", nargs=-1)
+def main(base: Path, out: Path, case: str | None, others: int, names: tuple[str, ...]) -> None:
+    """Check every case, or NAMES."""
+    out.mkdir(parents=True, exist_ok=True)
+    if case:
+        try:
+            row = run_case(case, base, out, others)
+        except Exception:
+            (out / f"{case}.ready").touch()
+            traceback.print_exc()
+            sys.exit(1)
+        print(json.dumps(row))
+        return
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp(prefix="check-gpu-"))
+    chosen = list(names or CASES)
+    environment = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "2", "OMP_NUM_THREADS": "1"}
+    environment |= {"TORCH_LOGS": "recompiles,graph_breaks"}
+    processes = {}
+    for name in chosen:
+        command = [sys.executable, __file__, "--base", str(base), "--out", str(folder), "--case", name]
+        with (out / f"{name}.log").open("w") as log:
+            processes[name] = subprocess.Popen(
+                [*command, "--others", str(len(chosen))],
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+    rows: list[dict[str, Any]] = []
+    deadline = time.time() + 240
+    for name, process in processes.items():
+        try:
+            code = process.wait(max(1.0, deadline - time.time()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = -1
+        lines = (out / f"{name}.log").read_text(errors="replace").strip().splitlines() or [""]
+        row = json.loads(lines[-1]) if code == 0 else {"case": name, "exit": code, "error": lines[-1][:300]}
+        row["recompiles"] = sum("Recompiling function" in line for line in lines)
+        rows.append(row)
+    compare(rows, folder)
+    rows += kernels_agree()
+    for row in rows:
+        print(json.dumps(row), flush=True)
+    (out / "check_gpu.json").write_text(json.dumps(rows, indent=1))
+    sys.exit(0 if all(row["ok"] for row in rows) else 1)
+
+
+if __name__ == "__main__":
+    main()
