@@ -1,7 +1,7 @@
 """The word filter: which words a visitor may not send and a reply may not show.
 
 ``HUANHUAN_WORDS`` names a list: a word or a ``/regular expression/`` a line, ``#`` starts a comment. Nothing
-is filtered unless it is set; ``data/words.example.txt`` shows the format. A hosted moderation service goes in
+is filtered unless it is set; ``words.example.txt`` beside this module shows the format. A hosted moderation service goes in
 the same place: anything with ``blocked`` and ``masked``.
 """
 

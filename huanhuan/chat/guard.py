@@ -118,7 +118,8 @@ class GuardedEngine(ThreadedEngine):
         if again:
             self.kept += 1
             logger.warning("guard: %s again, kept (%d so far)", again, self.kept)
-        return finish
+        # A second loop was cut here, not by the visitor.
+        return "length" if again and finish == "stopped" and not reply.stop_requested else finish
 
     def _try(self, reply: Reply, messages: list[Message], sampling: Sampling) -> tuple[Finish, Problem | None]:
         """Pass one reply of the engine inside on to ``reply``; what was wrong with it."""

@@ -101,6 +101,11 @@ def test_it_tries_only_once_more() -> None:
     assert len(fake.seen) == 2 and engine.kept == 1
 
 
+def test_a_second_loop_is_cut_and_says_so() -> None:
+    reply = GuardedEngine(FakeEngine(lambda _: "好的，" * 300)).reply(ASKED)
+    assert reply.wait(5) and reply.finish == "length" and 20 < len(reply.text) < 200
+
+
 def test_a_stop_is_final() -> None:
     fake = FakeEngine(lambda _: "好的，" * 500, delay=0.005)
     reply = GuardedEngine(fake).reply(ASKED)

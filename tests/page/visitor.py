@@ -71,7 +71,7 @@ class Visitor:
                 subprotocols=[Subprotocol("streamlit")],
                 max_size=None,
                 max_queue=None,
-                close_timeout=1,
+                close_timeout=0.05,
             )
         )
         self._elements: dict[tuple[int, ...], Any] = {}
