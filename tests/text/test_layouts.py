@@ -140,6 +140,11 @@ LAYOUTS: dict[str, Callable[[Scenes], str]] = {
     "full-width blank": lambda s: _script(s, _act, lambda x, n: f"{x.name}　{x.text}"),
     "name on its own line": lambda s: _script(s, lambda i: f"第{_numeral(i + 1)}场", lambda x, n: f"\n{x.name}\n{_aside(x)}"),
     "name on its own line, dense": lambda s: _script(s, _act, lambda x, n: f"{x.name}{_beat(x)}\n{x.text}"),
+    "name on its own line, all spaced": lambda s: _script(s, _act, lambda x, n: f"{x.name}\n\n{x.text}", "\n\n"),
+    "name on its own line, short ones beside it": lambda s: _script(
+        s, _act, lambda x, n: f"\n{x.name}：{x.text}" if n > 12 and len(x.text) < 6 else f"\n{x.name}\n{x.text}"
+    ),
+    "boxed name on its own line": lambda s: _script(s, _act, lambda x, n: f"【{x.name}】\n{x.text}\n"),
     "name and colon on their own line": lambda s: _script(s, _act, lambda x, n: f"\n{x.name}：\n{x.text}"),
     "quoted": lambda s: _script(s, _act, lambda x, n: f"{x.name}：“{x.text}”"),
     "corner quotes": lambda s: _script(s, _act, lambda x, n: f"{x.name}：「{x.text}」"),
