@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from huanhuan.text.clean import CLOSING, OPENING
+from huanhuan.text.clean import CLOSING
 from huanhuan.text.fountain import character_cue
 from huanhuan.text.headings import read_heading
 from huanhuan.text.labels import MATCHERS, could_be_name, is_narrator, match_colon, match_slip, name_key, strip_prefix
@@ -25,7 +25,7 @@ def detect_layout(lines: list[str]) -> str | None:
     plain = [
         strip_prefix(text)
         for text in texts
-        if not read_heading(text) and not (text[0] in OPENING and text[-1] in CLOSING and "：" not in text)
+        if not read_heading(text) and not (text[0] in "（(" and text[-1] in CLOSING and "：" not in text)
     ]
     if not plain:
         return None

@@ -20,7 +20,7 @@ _SAY = (
 _SAYS = re.compile(f"(?:{_SAY})(?:道|说|說|着|著|了|他|她|我|你|曰|云)?[：:∶，,]?$")
 # How a subject is opened; none of it is part of a name.
 _BEFORE = re.compile(
-    "^(?:只见|只听|忽见|忽听|却见|却说|且说|话说|原来|谁知|于是|因此|一时|一面|当下|这里|那里|那边|这边|此时|这时|如今|说着|说毕|说罢|语未了|未及|只是|又见|便见"
+    "^(?:彼时|那时|登时|当时|一日|这日|那日|次日|遂|只见|只听|忽见|忽听|却见|却说|且说|话说|原来|谁知|于是|因此|一时|一面|当下|这里|那里|那边|这边|此时|这时|如今|说着|说毕|说罢|语未了|未及|只是|又见|便见"
     "|听见|只有|忽然|那|这|因|便|忙|又|而|但|却|且|听得|偏|正值|唯|惟){1,3}"
 )
 # What stands between a name and its verb of speech.
@@ -110,6 +110,15 @@ class _Cast:
                         return text[:size]
         return None
 
+    def inside(self, clause: str) -> bool:
+        """Whether any name stands in ``clause``."""
+        return any(
+            clause[at : at + size] in self.names
+            for at, character in enumerate(clause)
+            if character in self.by_first
+            for size in range(1, self.longest + 1)
+        )
+
     def before_verb(self, clause: str) -> str | None:
         """The name right before the verb of speech that ends ``clause``, if it is not the one spoken to."""
         verb = _SAYS.search(clause)
@@ -173,6 +182,7 @@ def attribute(quote: Quote, cast: _Cast) -> str | None:
 
 def _from_lead(lead: str, cast: _Cast) -> str | None:
     sentences = [each for each in _SENTENCE.split(lead) if each.strip()]
+    hidden = False
     for back, sentence in enumerate(reversed(sentences[-2:])):
         clauses = [each for each in _CLAUSE.split(sentence) if each]
         # 甲被乙拦住，笑道: grammar says 甲, sense says 乙.
@@ -188,8 +198,12 @@ def _from_lead(lead: str, cast: _Cast) -> str | None:
                 rest = _BEFORE.sub("", clause)[len(name) :] if not clause.startswith(name) else clause[len(name) :]
                 # 甄嬛的宫女道: somebody else of whom only the mistress is named.
                 return None if rest.startswith(("的", "之")) or (place == 0 and _names_other(rest)) else name
+            # Somebody is named here, but not as the subject: whoever the sentence before is about may be meant or not.
+            hidden = hidden or cast.inside(clause)
             if _BEFORE.sub("", clause)[:1] in cast.pronouns or clause[:1] in cast.pronouns:
                 return None
+        if hidden:
+            return None
     return None
 
 

@@ -127,9 +127,12 @@ class _Names:
     def __init__(self, rows: list[Row], speakers: Speakers) -> None:
         self.rows = rows
         self.speakers = speakers
-        self.counts: Counter[str] = Counter(
-            name_key(row.match.name) for row in rows if row.kind == "label" and row.match is not None
-        )
+        self.counts: Counter[str] = Counter()
+        for row in rows:
+            # A name beside a short speech counts for the same name alone.
+            match = row.match if row.kind == "label" else match_colon(row.text) if row.kind == "text" else None
+            if match:
+                self.counts[name_key(match.name)] += 1
         full = sum(row.kind != "blank" for row in rows)
         adjacent = sum(a.kind != "blank" and b.kind != "blank" for a, b in pairwise(rows))
         self.spaced_out = adjacent * 10 < full
