@@ -124,7 +124,7 @@ def record_messages(record: Mapping[str, Any]) -> list[Message]:
     """
     messages: list[Message] = []
     for exchange in record["conversation"]:
-        if exchange.get("system"):
+        if clean(exchange.get("system") or ""):
             messages.append({"role": "system", "content": exchange["system"]})
         messages.append({"role": "user", "content": exchange["input"]})
         messages.append({"role": "assistant", "content": exchange["output"]})
