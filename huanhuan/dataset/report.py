@@ -113,10 +113,10 @@ class Report:
         for number, each in enumerate(fields(self)):
             value = getattr(self, each.name)
             yield f"{'' if number == 0 else ',' + chr(10)}  {_dump(each.name)}: "
-            if isinstance(value, dict) and value:
+            if isinstance(value, dict):
                 rows = (f"{_dump(name)}: {_dump(_plain(item))}" for name, item in value.items())
                 yield from _block("{", rows, "}")
-            elif not isinstance(value, str) and isinstance(value, Sequence) and len(value):
+            elif not isinstance(value, str) and isinstance(value, Sequence):
                 yield from _block("[", (_dump(_plain(item)) for item in value), "]")
             else:
                 yield _dump(value)
@@ -169,9 +169,11 @@ def _dump(value: Any) -> str:
 
 def _block(opening: str, rows: Iterable[str], closing: str) -> Iterator[str]:
     yield opening
+    end = ""
     for number, row in enumerate(rows):
         yield f"{',' if number else ''}\n    {row}"
-    yield f"\n  {closing}"
+        end = "\n  "
+    yield end + closing
 
 
 def _plain(value: Any) -> Any:

@@ -19,6 +19,9 @@ from huanhuan.text.model import Script, Skipped
 _SAMPLES = 20
 _SHOWN_TEXT = 120
 
+# What a report counts, in the order it is shown.
+COUNTS = "lines speeches directions scenes scenes_with_character character_speeches character_turns pairs exchanges records identity"
+
 Measure = Callable[[str], int]
 
 
@@ -29,7 +32,7 @@ class Tally:
         self.options = options
         self.tokens = tokens
         self.files: list[FileStats] = []
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter(dict.fromkeys(COUNTS.split(), 0))
         self.labels: Counter[str] = Counter()
         self.first_place: dict[str, tuple[str, int]] = {}
         self.skipped = SkippedLog()
@@ -41,6 +44,7 @@ class Tally:
             self.lengths |= {f"{key}_tokens": array("L") for key in kinds}
         self._samples: list[tuple[int, int, str]] = []
         self._pending: list[Skipped] = []
+        self._order: dict[str, int] = {}
 
     def skip(self, items: Iterable[Skipped]) -> None:
         """Remember items of the file being read."""
@@ -51,6 +55,7 @@ class Tally:
         self.files.append(
             FileStats(script.file, script.encoding, script.layout, script.lines, speeches, len(script.scenes))
         )
+        self._order.setdefault(script.file, len(self._order))
         self.labels.update(script.labels)
         for name, line in script.first_lines.items():
             self.first_place.setdefault(name, (script.file, line))
@@ -62,8 +67,7 @@ class Tally:
     def flush(self) -> None:
         """Put the items of the file on record, in the order of their lines."""
         # The end of one file becomes known with the start of the next, so two files may be mixed here.
-        order = {stats.file: index for index, stats in enumerate(self.files)}
-        for item in sorted(self._pending, key=lambda item: (order.get(item.file, -1), item.line, item.last)):
+        for item in sorted(self._pending, key=lambda item: (self._order.get(item.file, -1), item.line, item.last)):
             text = item.text if len(item.text) <= _SHOWN_TEXT else item.text[: _SHOWN_TEXT - 1] + "…"
             self.skipped.append(Skipped(item.file, item.line, item.last, item.reason, text))
             self.skipped_counts[item.reason] += 1

@@ -156,7 +156,7 @@ def _named(name: str, beat: str, speech: str) -> Match | None:
     if shorter and shorter != name:
         shown = f"{name[len(shorter) :].strip()} {shown}".strip()
         name = shorter.strip()
-    return Match(name, shown, speech.strip(" \t　")) if name else None
+    return Match(name, shown, speech.lstrip(f"{COLONS} \t　").rstrip(" \t　")) if name else None
 
 
 @lru_cache(maxsize=65536)

@@ -42,11 +42,18 @@ _HAN = "天地玄黄日月盈昃寒来暑往秋收冬藏云腾致雨露结为霜
 _WORDS = "we shall not speak of night or morning but go softly home"
 
 
-def chinese_text(random: Random, clauses: int = 4) -> str:
+def chinese_text(random: Random, clauses: int = 4, alphabet: str = _HAN) -> str:
     """A sentence of some clauses; colons and dashes stand inside real speech too."""
-    parts = ["".join(random.choices(_HAN, k=random.randint(1, 14))) for _ in range(random.randint(1, clauses))]
+    parts = ["".join(random.choices(alphabet, k=random.randint(1, 14))) for _ in range(random.randint(1, clauses))]
     marks = random.choices("，：、——", k=len(parts))
     return "".join(part + mark for part, mark in zip(parts, marks, strict=True))[:-1] + random.choice("。！？…")
+
+
+def traditional_text(random: Random, clauses: int = 4) -> str:
+    """The same in characters that Big5 has."""
+    return chinese_text(
+        random, clauses, "天地玄黃日月盈昃寒來暑往秋收冬藏雲騰致雨露結為霜金生麗水玉出的一是不了人我在有他這中大"
+    )
 
 
 def english_text(random: Random, clauses: int = 4) -> str:
@@ -279,6 +286,23 @@ def test_encodings_and_line_ends_change_nothing(scenes: Scenes, layout: str, cod
         assert "--encoding" in str(error)
     else:
         assert guessed == text.replace("\n", newline)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    scenes=scripts(("甄嬛", "皇帝", "沈眉莊", "太后"), traditional_text),
+    layout=st.sampled_from(sorted(LAYOUTS)),
+    codec=st.sampled_from(["big5", "gbk", "utf-8"]),
+)
+def test_traditional_scripts_in_every_code_page(scenes: Scenes, layout: str, codec: str) -> None:
+    text = LAYOUTS[layout](scenes)
+    try:
+        # The ratio sign and the simplified words of some headings are not in Big5.
+        data = text.encode(codec)
+    except UnicodeEncodeError:
+        assume(False)
+        return
+    assert said(read(decode(data, "a.txt")[0])) == meant(scenes)
 
 
 @pytest.mark.parametrize("layout", ["colon", "tab", "bracket", "name-line"])
