@@ -1,0 +1,140 @@
+"""LMDeploy as a service of its own: ``api_server`` on each GPU, and a proxy that spreads the load over them.
+
+LMDeploy 0.11.1 opens CORS to everybody and asks for no key unless told otherwise, takes the key on the
+command line where every user of the machine can read it, and its proxy neither passes a key on to the
+servers behind it nor lets keyed servers register. So: one server alone asks for the key; behind a proxy the
+servers listen on a private address without one, and the proxy asks for it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import os
+import threading
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huanhuan.chat.lmdeploy_engine import engine_config, turbomind_problem, wanted_backend
+from huanhuan.errors import UserError
+from huanhuan.template import END, lmdeploy_fields
+
+logger = logging.getLogger("huanhuan.chat")
+
+SHORTEST_KEY = 16
+
+
+def api_key(environ: Mapping[str, str] = os.environ) -> str:
+    """The key that clients must show, from ``HUANHUAN_API_KEY``. Raises: UserError if it is missing or short."""
+    key = environ.get("HUANHUAN_API_KEY", "").strip()
+    if len(key) < SHORTEST_KEY:
+        raise UserError(
+            f"HUANHUAN_API_KEY: 需要至少 {SHORTEST_KEY} 个字符的密钥 / a key of {SHORTEST_KEY} characters or more is "
+            'needed: export HUANHUAN_API_KEY=$(python -c "import secrets; print(secrets.token_urlsafe(24))")'
+        )
+    return key
+
+
+def check_private(host: str) -> None:
+    """Raises: UserError unless ``host`` is an address that the internet cannot reach."""
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        raise UserError(f"--host {host}: 请给 IP 地址 / give an IP address") from None
+    if address.is_unspecified or not (address.is_loopback or address.is_private):
+        raise UserError(
+            f"--host {host}: 代理之后的服务没有密钥，只能监听内网地址 / a server behind the proxy asks for no key: "
+            "bind it to a private address, such as 127.0.0.1"
+        )
+
+
+def server_arguments(folder: Path, *, name: str, host: str, port: int, key: str | None) -> dict[str, Any]:
+    """Arguments of LMDeploy's ``api_server``: the project's template, CORS closed, metrics on.
+
+    ``key`` None is for a server behind the proxy; its ``host`` must then be private.
+
+    Raises: UserError for a public address without a key, and for wrong settings in the environment.
+    """
+    from lmdeploy import ChatTemplateConfig
+
+    if key is None:
+        check_private(host)
+    backend = wanted_backend()
+    if backend == "turbomind" and (problem := turbomind_problem(folder)):
+        logger.warning("%s: the PyTorch engine answers instead", problem)
+        backend = "pytorch"
+    config = engine_config(backend, folder)
+    config.enable_metrics = True
+    return {
+        "model_path": str(folder),
+        "model_name": name,
+        "backend": backend,
+        "backend_config": config,
+        "chat_template_config": ChatTemplateConfig(**lmdeploy_fields(), stop_words=[END]),  # type: ignore[arg-type]
+        "server_name": host,
+        "server_port": port,
+        # An empty list leaves LMDeploy's CORS middleware out.
+        "allow_origins": [],
+        "api_keys": None if key is None else [key],
+        "disable_fastapi_docs": True,
+        "log_level": "WARNING",
+    }
+
+
+def serve(folder: Path, *, name: str, host: str, port: int, key: str | None) -> None:
+    """Run one server until it is told to end. Raises: as :func:`server_arguments` does."""
+    arguments = server_arguments(folder, name=name, host=host, port=port, key=key)
+    from lmdeploy.serve.openai.api_server import serve as run
+
+    run(**arguments)
+
+
+def serve_proxy(nodes: Sequence[str], *, host: str, port: int, key: str) -> None:
+    """Run a proxy over the servers ``nodes`` (URLs without ``/v1``) until it is told to end.
+
+    Each node is added as soon as it answers and added again when it comes back; one that does not answer is
+    taken out, since LMDeploy's proxy does not look for itself.
+    """
+    from lmdeploy.serve.proxy import proxy as lmdeploy_proxy
+
+    # Its CORS middleware allows every origin and has no setting.
+    lmdeploy_proxy.app.user_middleware = []
+    threading.Thread(target=_keep_nodes, args=(nodes, f"http://127.0.0.1:{port}", key), daemon=True).start()
+    lmdeploy_proxy.proxy(
+        server_name=host, server_port=port, api_keys=[key], disable_cache_status=True, log_level="WARNING"
+    )
+
+
+def _keep_nodes(nodes: Sequence[str], proxy: str, key: str, every: float = 5.0) -> None:
+    known: set[str] = set()
+    while True:
+        for node in nodes:
+            alive = _answers(node)
+            if alive != (node in known) and _tell(proxy, "add" if alive else "remove", node, key):
+                known.symmetric_difference_update({node})
+                logger.warning("%s: %s", node, "added" if alive else "taken out")
+        time.sleep(every if known else 1.0)
+
+
+def _answers(node: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{node}/health", timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def _tell(proxy: str, what: str, node: str, key: str) -> bool:
+    body = {"url": node}
+    url = f"{proxy}/nodes/{what}"
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return "success" in answer.read().decode().lower()
+    except OSError:
+        return False
