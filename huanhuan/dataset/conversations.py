@@ -61,10 +61,13 @@ class Pair:
     last: int
 
 
-def turns_of(scene: Scene, file: str, keys: Collection[str], *, keep_directions: bool = False) -> list[Turn]:
+def turns_of(
+    scene: Scene, file: str, keys: Collection[str], *, slips: Collection[str] = (), keep_directions: bool = False
+) -> list[Turn]:
     """The turns of a scene. ``keys`` are the character's names through :func:`name_key`.
 
-    A turn spoken by her together with others is hers, and lines of hers are one turn across a direction.
+    A turn spoken by her together with others is hers, and lines of hers are one turn across a direction. Whose the
+    lines of ``slips`` are (labels that are nearly her name) is not known.
     """
     turns: list[Turn] = []
     directions = ""
@@ -85,7 +88,8 @@ def turns_of(scene: Scene, file: str, keys: Collection[str], *, keep_directions:
             last.last = max(last.last, item.last)
             last.first = min(last.first, item.first)
         else:
-            turns.append(Turn(item.speakers, hers, text, file, item.first, item.last, directions))
+            unknown = not hers and any(name in slips for name in item.speakers)
+            turns.append(Turn(item.speakers, hers, text, file, item.first, item.last, directions, unknown))
         directions = ""
     return turns
 
@@ -113,6 +117,9 @@ def pairs_of(turns: Sequence[Turn], options: CutOptions, before: Sequence[Turn] 
     for turn in turns:
         if turn.unknown:
             skipped.extend(unused(since))
+            if turn.speakers:
+                shown = f"{'、'.join(turn.speakers)}：{turn.text}"
+                skipped.append(Skipped(turn.file, turn.first, turn.last, "near_alias", shown))
             since, parted = [], True
             continue
         if not turn.hers:

@@ -18,12 +18,13 @@ from huanhuan.dataset.split import choose_val, rank
 from huanhuan.dataset.spool import Texts
 from huanhuan.dataset.tally import Measure, Tally
 from huanhuan.errors import Problems, UserError
-from huanhuan.text.labels import Speakers, name_key
+from huanhuan.text.labels import Speakers, look_alikes, name_key
 from huanhuan.text.model import Direction, Scene, Script, Skipped
 from huanhuan.text.reader import read_script
 from huanhuan.text.sources import READY, SourceFile, find_files
 
 _SHOWN_NAMES = 15
+_SLIP_AT_MOST = 2
 # No scene of a script is as long: it is a play without scenes, and is held out and kept by parts.
 _LONGEST_SCENE = 60
 _PART_OF_SCENE = 30
@@ -89,12 +90,30 @@ class Conversion:
         self.lines = Texts()
         self.unit_of = array("L")
         self.tail: _Tail | None = None
+        self.slips: frozenset[str] = frozenset()
 
     def add(self, script: Script) -> None:
         """Take the records of one script."""
         self.tally.skip(script.skipped)
+        self.slips = self._slips(script)
         speeches = sum(self._add_scene(scene, script.file, scene is script.scenes[-1]) for scene in script.scenes)
         self.tally.file_done(script, speeches)
+
+    def _slips(self, script: Script) -> frozenset[str]:
+        """Labels that are probably a slip of one of her names, so that their lines are neither prompts nor replies.
+
+        One character off and said once or twice, or a blank off: 甄父, who speaks twenty times, is somebody else.
+        """
+        counts = self.tally.labels + script.labels
+        found: set[str] = set()
+        for name, near in look_alikes(counts).items():
+            if name not in script.labels or name_key(name) in self.keys:
+                continue
+            for other in near:
+                blanks_only = name_key(name).replace(" ", "") == name_key(other).replace(" ", "")
+                if name_key(other) in self.keys and (blanks_only or counts[name] <= _SLIP_AT_MOST):
+                    found.add(name)
+        return frozenset(found)
 
     def add_ready(self, source: SourceFile) -> None:
         """Take the records of a file that already holds conversations, in any of the known formats.
@@ -140,7 +159,8 @@ class Conversion:
         if not hers and not is_last:
             self._other_scene(scene.heading, turns_of(scene, file, ()))
             return len(speeches)
-        turns = turns_of(scene, file, self.keys, keep_directions=self.options.cut.keep_directions)
+        keep = self.options.cut.keep_directions
+        turns = turns_of(scene, file, self.keys, slips=self.slips, keep_directions=keep)
         cut = pairs_of(turns, self.options.cut, tail.turns if tail else ())
         unit = tail.unit if tail else None
         if hers:

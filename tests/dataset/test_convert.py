@@ -210,13 +210,25 @@ def test_a_scene_cut_by_the_end_of_a_file_goes_on() -> None:
 
 
 def test_near_aliases_are_reported_and_not_merged() -> None:
-    text = write_script(8).text + "第1幕\n皇帝：来者何人？\n阿 沅：正是。\n皇帝：退下？\n阿元：是了。\n"
+    text = (
+        write_script(8).text
+        + "第1幕\n皇帝：来者何人？\n阿 沅：正是。\n阿沅：见过皇上。\n皇帝：退下？\n阿元：是了。\n阿沅：告退。\n"
+    )
     result = run(text)
-    assert not {"正是。", "是了。"} & {reply for _, reply in exchanges(result)}
+    said = {each for pair in exchanges(result) for each in pair}
+    assert not {"正是。", "是了。", "见过皇上。", "告退。"} & said
+    listed = {item.text: item.reason for item in result.report.skipped}
+    assert listed["阿 沅：正是。"] == listed["阿元：是了。"] == "near_alias"
+    assert listed["见过皇上。"] == listed["告退。"] == "unknown_prompt"
     assert [warning.split("（")[0] for warning in result.report.warnings] == ["阿 沅", "阿元"]
     near = {speaker.name: speaker.look_alikes for speaker in result.report.speakers if speaker.look_alikes}
     assert HERO in near["阿元"]
     assert HERO in near["阿 沅"]
+
+
+def test_somebody_of_a_similar_name_who_speaks_often_is_somebody() -> None:
+    text = "第1幕\n" + "".join(f"阿父：第{n}问？\n{HERO}：第{n}答。\n" for n in range(6)) * 3
+    assert len(exchanges(run(text))) == 18
 
 
 @pytest.mark.parametrize("format", ["xtuner", "openai", "sharegpt", "alpaca"])
