@@ -194,9 +194,10 @@ def test_the_keyboard_alone_is_enough_and_everything_has_a_name(browser: Browser
     answered(page)
     unnamed = page.evaluate(
         """[...document.querySelectorAll('button, input, textarea, img')]
-        .filter(e => e.offsetParent && !(e.innerText || e.getAttribute('aria-label') || e.alt || e.title
+        .filter(e => e.offsetParent && !e.closest('[data-testid=stHeader], [data-testid=stSidebarHeader]')
+                 && !(e.textContent.trim() || e.getAttribute('aria-label') || e.alt || e.title
                  || e.labels?.length || e.getAttribute('aria-labelledby')))
-        .map(e => e.outerHTML.slice(0, 160))"""
+        .map(e => e.outerHTML.slice(0, 260))"""
     )
     assert unnamed == []
     context.close()
@@ -230,6 +231,11 @@ def test_nothing_in_a_message_loads_or_runs(browser: Browser, echo: str) -> None
     page.wait_for_timeout(500)
     assert asked == []
     assert page.evaluate("window.hit") is None
-    assert page.get_by_test_id("stChatMessage").locator("iframe, script, a").count() == 0
+    bubbles = page.get_by_test_id("stChatMessage")
+    assert bubbles.locator("iframe, script, object, embed").count() == 0
+    assert bubbles.locator("img").count() == 1 + len(attacks), "only the character's own pictures"
+    # A plain address becomes a link that shows where it leads; nothing else does.
+    for link in bubbles.locator("a").all():
+        assert str(link.get_attribute("href")).startswith(host) and link.inner_text().startswith(host)
     pixel.shutdown()
     context.close()
