@@ -43,7 +43,7 @@ def train(launch: Launch) -> Path | None:
     resume = _checkpoint_to_resume(launch.resume, work_dir)
     environment = dict(os.environ)
     if not launch.skip_check:
-        environment |= check(path, recipe, work_dir)
+        environment |= check(path, recipe, work_dir, gpus=launch.nproc * _nodes(), deepspeed=launch.deepspeed)
     if launch.check_only:
         return None
     if resume is not None:
@@ -92,7 +92,7 @@ def _command(launch: Launch, path: Path, resume: Path | None) -> list[str]:
             arguments += [option, str(value)]
     launcher = launch.launcher
     command = [sys.executable]
-    nodes = int(os.environ.get("NNODES", "1"))
+    nodes = _nodes()
     if launcher != "slurm" and (nodes > 1 or launch.nproc > 1):
         command += ["-m", "torch.distributed.run", *_torchrun_arguments(nodes, launch.nproc)]
         launcher = "pytorch"
@@ -100,6 +100,10 @@ def _command(launch: Launch, path: Path, resume: Path | None) -> list[str]:
     if launch.overrides:
         command += ["--cfg-options", *launch.overrides]
     return command
+
+
+def _nodes() -> int:
+    return int(os.environ.get("NNODES", "1"))
 
 
 def _torchrun_arguments(nodes: int, processes: int) -> Sequence[str]:

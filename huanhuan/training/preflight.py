@@ -16,14 +16,15 @@ from huanhuan.errors import Problems, UserError
 from huanhuan.paths import ROOT, in_checkout
 from huanhuan.persona import load_persona
 from huanhuan.training.base import ENVIRONMENT, find_base
+from huanhuan.training.memory import GIB
+from huanhuan.training.plan import Recipe, obstacles, run_of, shape_in, this_machine
 
-GIB = 2**30
 # Packages whose other versions are known not to run this; see the requirements files for the reasons.
 CRITICAL = ("transformers", "peft", "xtuner", "mmengine")
 
 
-def check(path: Path, recipe: Any, work_dir: Path) -> dict[str, str]:
-    """Check everything a run needs; return what to add to its environment.
+def check(path: Path, recipe: Any, work_dir: Path, *, gpus: int = 1, deepspeed: str | None = None) -> dict[str, str]:
+    """Check everything a run on ``gpus`` GPUs needs; return what to add to its environment.
 
     The base is downloaded here if it must be, so that a missing network shows before anything else is done.
 
@@ -41,7 +42,10 @@ def check(path: Path, recipe: Any, work_dir: Path) -> dict[str, str]:
             problems.add(problem)
     else:
         environment[ENVIRONMENT] = str(base)
-        for problem in _space_problems(recipe, base, work_dir):
+        for problem in (
+            *_memory_problems(path, recipe, base, gpus, deepspeed),
+            *_disk_problems(recipe, base, work_dir),
+        ):
             problems.add(problem)
     problems.raise_if_any()
     click.echo(f"检查通过 / checked: {path.name}", err=True)
@@ -92,24 +96,24 @@ def base_bytes(base: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _space_problems(recipe: Any, base: Path, work_dir: Path) -> Iterator[str]:
-    """Only what cannot possibly fit: the weights themselves must fit into memory and one checkpoint onto the disk."""
+def _memory_problems(path: Path, recipe: Any, base: Path, gpus: int, deepspeed: str | None) -> Iterator[str]:
+    """What tools/plan.py says of this machine, and that it is the place to look."""
+    try:
+        run = run_of(Recipe.of(path, recipe), shape_in(base), gpus=gpus, deepspeed=deepspeed)
+        found = list(obstacles(run, this_machine(gpus=gpus)))
+    except UserError as error:
+        found = error.problems
+    for each in found:
+        yield f"{each}（详见 / see python tools/plan.py {path.stem}）"
+
+
+def _disk_problems(recipe: Any, base: Path, work_dir: Path) -> Iterator[str]:
+    """The disk must hold the checkpoints that are kept at a time."""
     stored = base_bytes(base)
     if not stored:
         yield f"{base}: 没有权重文件 / holds no weights: 下载完整的模型 / fetch the whole model"
         return
-    model = recipe.model
-    llm = model.get("llm", model)
-    quantised = bool((llm.get("quantization_config") or {}).get("load_in_4bit"))
-    trains_all = not (model.get("lora") or recipe.get("lora"))
-    # NF4 takes half a byte and a scale; embeddings and head stay in 16 bits, about a tenth of a 7B model.
-    needed = stored * (0.36 if quantised else 1.0) * (2 if trains_all else 1)
-    free, where = _free_memory()
-    if needed > free:
-        yield (
-            f"{where}: 需要至少 {needed / GIB:.1f} GiB，可用 {free / GIB:.1f} GiB / at least {needed / GIB:.1f} GiB of memory "
-            f"needed, {free / GIB:.1f} GiB free: 换小一些的配方 / choose a smaller recipe (configs/README.md)"
-        )
+    trains_all = not (recipe.model.get("lora") or recipe.get("lora"))
     folder = work_dir.resolve()
     while not folder.exists():
         folder = folder.parent
@@ -121,14 +125,3 @@ def _space_problems(recipe: Any, base: Path, work_dir: Path) -> Iterator[str]:
             f"{work_dir}: 检查点需要 {checkpoint / GIB:.1f} GiB 磁盘，剩 {disk / GIB:.1f} GiB / checkpoints need "
             f"{checkpoint / GIB:.1f} GiB of disk, {disk / GIB:.1f} GiB are free: 清理或换 --work-dir / free some or use --work-dir"
         )
-
-
-def _free_memory() -> tuple[float, str]:
-    """Free bytes of the GPU, or of the machine where there is none, and which of them."""
-    import torch
-
-    if torch.cuda.is_available():
-        return float(torch.cuda.mem_get_info()[0]), torch.cuda.get_device_name()
-    import psutil
-
-    return float(psutil.virtual_memory().available), "CPU"

@@ -69,5 +69,6 @@ class _Gathered(nn.Module):
 
 def gathered_loss(head: nn.Module, hidden: Tensor, targets: Tensor, *, fused: bool) -> Tensor:
     """:func:`huanhuan.training.loss.summed_cross_entropy` with the weights of ``head`` gathered once."""
-    plain = type(head) is nn.Linear and not fused
-    return summed_cross_entropy(hidden, _Gathered(head) if plain else head, targets, fused=fused)
+    if isinstance(head, nn.Linear) and not fused:
+        head = _Gathered(head)
+    return summed_cross_entropy(hidden, head, targets, fused=fused)
