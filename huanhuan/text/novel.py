@@ -8,7 +8,7 @@ from collections import Counter
 from huanhuan.text.headings import read_heading
 from huanhuan.text.labels import Speakers, name_key
 from huanhuan.text.model import Direction, Scene, Script, Skipped, Speech
-from huanhuan.text.quotes import Quote, is_speech, quotations, quote_pair
+from huanhuan.text.quotes import Quote, is_speech, paragraphs, quotations, quote_pair
 
 # Between two quotations of one conversation stand at most this many characters of narration, or paragraphs.
 _APART = 300
@@ -52,6 +52,7 @@ def parse_novel(script: Script, lines: list[str], speakers: Speakers) -> Script:
     pair = quote_pair(lines)
     if pair is None:
         return script
+    lines, ends = paragraphs(lines)
     cast = _cast(lines, pair, speakers)
     start = 0
     for at in range(len(lines) + 1):
@@ -60,6 +61,8 @@ def parse_novel(script: Script, lines: list[str], speakers: Speakers) -> Script:
             _chapter(script, lines[start:at], start + 1, pair, cast)
             start = at + 1
     for scene in script.scenes:
+        for item in scene.items:
+            item.last = ends.get(item.last, item.last)
         for speech in scene.speeches:
             for name in speech.speakers:
                 script.labels[name] += 1

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
+
+from huanhuan.text.clean import join_lines
+from huanhuan.text.headings import read_heading
 
 _PAIRS = (("“", "”"), ("「", "」"), ("『", "』"), ("＂", "＂"), ('"', '"'))
 _ENDS = re.compile("[。！？…，；：、—～!?.,;~-][’』」]?$")
@@ -31,6 +35,36 @@ class Quote:
     apart: int
     paragraphs: int
     balanced: bool = True
+
+
+def paragraphs(lines: list[str]) -> tuple[list[str], dict[int, int]]:
+    """``lines`` with those of a paragraph put together on its first, the others blank; and each one's last line.
+
+    Lines stay as they are unless the text is hard-wrapped: most lines nearly as wide as the widest, and followed by
+    one that neither is blank nor begins with the blanks that begin a paragraph.
+    """
+    widths = sorted(len(line) for line in lines if line.strip())
+    if len(widths) < 20:
+        return lines, {}
+    widest = widths[-1 - len(widths) // 50]
+    goes_on = sum(
+        len(line) >= widest * 0.85 and bool(after.strip()) and not after[0].isspace() for line, after in pairwise(lines)
+    )
+    if widest > 160 or goes_on * 3 < len(widths):
+        return lines, {}
+    found: list[str] = []
+    ends: dict[int, int] = {}
+    start = -1
+    for at, line in enumerate(lines):
+        full = start >= 0 and len(lines[at - 1]) >= widest * 0.6
+        if full and line.strip() and not line[0].isspace() and not read_heading(line.strip()):
+            found[start] = join_lines(found[start].rstrip(), line.strip())
+            found.append("")
+            ends[start + 1] = at + 1
+        else:
+            found.append(line)
+            start = at if line.strip() and not read_heading(line.strip()) else -1
+    return found, ends
 
 
 def quote_pair(texts: list[str]) -> tuple[str, str] | None:

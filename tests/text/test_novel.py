@@ -100,6 +100,26 @@ def test_every_quotation_occurs_in_the_source_and_is_counted_once() -> None:
     assert all(f"“{quote}”" in CAST + text for quote in [*used, *left])
 
 
+def test_hard_wrapped_paragraphs_are_put_together() -> None:
+    told = [
+        f"　　秋砚道：“{'雪还在下，' * n}小主。”阿沅放下手里的书，望了望窗外的雪，慢慢说道：“{'不妨事，' * n}去罢。”"
+        for n in range(3, 13)
+    ]
+    wrapped = "\n".join("\n".join(line[at : at + 30] for at in range(0, len(line), 30)) for line in told)
+    whole = parse_text("\n".join(told), "a.txt", Speakers(("阿沅",)), layout="quotes")
+    script = parse_text(wrapped, "a.txt", Speakers(("阿沅",)), layout="quotes")
+    texts = [
+        [(speech.speakers, speech.text) for scene in each.scenes for speech in scene.speeches]
+        for each in (whole, script)
+    ]
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 20
+    lines = wrapped.split("\n")
+    for scene in script.scenes:
+        for speech in scene.speeches:
+            assert speech.text in "".join(lines[speech.first - 1 : speech.last])
+
+
 def test_a_novel_is_recognised() -> None:
     text = CAST + "阿沅走到窗前，望着雪。\n秋砚道：“小主，天冷。”阿沅道：“不妨事。”\n" * 5
     assert parse_text(text, "a.txt", Speakers(("阿沅",))).layout == "quotes"
