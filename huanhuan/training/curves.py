@@ -21,6 +21,8 @@ SUFFIXES = (".png", ".svg", ".pdf")
 # Fonts that hold Chinese, by system: Linux, Windows, macOS.
 CJK_FONTS = (
     "Noto Sans CJK SC",
+    # matplotlib reads the first face of a collection; every face holds all characters.
+    "Noto Sans CJK JP",
     "Noto Sans SC",
     "Source Han Sans SC",
     "WenQuanYi Micro Hei",
@@ -93,7 +95,8 @@ def read_curves(work_dir: Path) -> Curves:
         raise UserError(problems)
     if not curves.values.get("loss"):
         raise UserError(
-            f"{work_dir}: 没有训练日志 / no training log (*/vis_data/scalars.json): 先训练，或换一个目录 / train first, or give another folder"
+            f"{work_dir}: 没有训练日志 / no training log (*/vis_data/scalars.json): "
+            "先训练，或换一个目录 / train first, or give another folder"
         )
     return curves
 
@@ -122,13 +125,13 @@ def _read_lines(file: Path, problems: list[str]) -> list[dict[str, Any]]:
 def _read_trainer_state(file: Path, problems: list[str]) -> list[dict[str, Any]]:
     try:
         history = json.loads(file.read_text("utf-8"))["log_history"]
-        return [{TRAINER_NAMES.get(name, name): value for name, value in row.items()} for row in history]
+        return [{TRAINER_NAMES.get(str(name), str(name)): value for name, value in row.items()} for row in history]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problems.append(f"{file}: 读不了 / cannot be read ({type(error).__name__}: {error}): 移走它再试 / move it away")
         return []
 
 
-def smooth(values: Sequence[float], window: int = 10) -> list[float]:
+def smooth(values: Sequence[float], window: int) -> list[float]:
     """The mean of each value and those before it, ``window`` at most.
 
     >>> smooth([1.0, 3.0, 5.0], window=2)
@@ -160,7 +163,7 @@ def draw(curves: Curves, title: str) -> Figure:
         best = _panel(perplexity, curves, "held_out/perplexity", say("留出集困惑度", "held-out perplexity"), marker="o")
         if best:
             step, value = min(best, key=lambda point: point[1])
-            perplexity.annotate(f"{value:.2f} @ {step}", (step, value), textcoords="offset points", xytext=(4, 6))
+            perplexity.annotate(f"{value:.4g} @ {step}", (step, value), textcoords="offset points", xytext=(4, 6))
         _panel(rate, curves, "lr", say("学习率", "learning rate"))
         rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         _panel(speed, curves, "tokens_per_second", say("每秒 token 数（每个进程）", "tokens per second, of a process"))
@@ -172,7 +175,8 @@ def draw(curves: Curves, title: str) -> Figure:
 def _loss_panel(axes: Axes, curves: Curves, say: Any) -> None:
     steps, values = curves.series("loss")
     axes.plot(steps, values, color="C0", alpha=0.3, linewidth=0.8)
-    axes.plot(steps, smooth(values), color="C0", label=say("训练", "training"))
+    # A short run's few points are means over the log's interval already.
+    axes.plot(steps, smooth(values, max(1, len(values) // 20)), color="C0", label=say("训练", "training"))
     steps, values = curves.series("held_out/loss")
     if steps:
         axes.plot(steps, values, "o-", color="C1", label=say("留出集", "held out"))
