@@ -13,6 +13,7 @@ from huanhuan.text.rows import BLANK, Row, lone_labels
 _ENDED = frozenset("。！？…”」』）)】!?.\"'’—~～；;")
 # Of these, what ends a sentence and is no place to break a line at.
 _FINAL = _ENDED - frozenset("—~～；;’'")
+_MARKS = "，,、；;。"
 _BESIDE = re.compile(r"(?:^|[；;，,。！？!?\s])([^：:；;，,。！？!?\s（）()]{1,10})[：:∶]")
 # Somebody who speaks only inside brackets: two or three characters that neither point nor place.
 _NAME_LIKE = re.compile(
@@ -334,7 +335,12 @@ class _Builder:
         spoken, staged, silent = "", beat, True
         for bracketed, part in parts:
             if not bracketed:
-                spoken, staged = join_lines(spoken, part.strip()), join_lines(staged, part.strip())
+                part = part.strip()
+                staged = join_lines(staged, part)
+                # A mark that belonged to the direction before it: 好。（笑），去罢 is 好。去罢.
+                if not spoken or spoken[-1] in _MARKS:
+                    part = part.lstrip(_MARKS)
+                spoken = join_lines(spoken, part)
                 continue
             for names, words in self._said_inside(part):
                 if not names:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from huanhuan.dataset.conversations import CutOptions
 from huanhuan.dataset.convert import Conversion, Result, convert
@@ -239,6 +241,68 @@ def test_what_is_written_in_any_format_is_read_back(tmp_path: Path, format: str)
     second = convert([tmp_path / "a.jsonl"], options)
     plain = run(write_script(2).text, system="扮演")
     assert [json.loads(line) for line in second.train()] == [json.loads(line) for line in plain.train()]
+
+
+_PIECES = st.sampled_from(
+    [
+        HERO,
+        "沅儿",
+        "皇帝",
+        "皇后",
+        "：",
+        "；",
+        "（",
+        "）",
+        "【",
+        "】",
+        "“",
+        "”",
+        "\n",
+        "\n\n",
+        "第1幕",
+        "第1幕（续）",
+        "第二集",
+        "好",
+        "嗯",
+        "……",
+        "道",
+        "、",
+    ]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.lists(_PIECES, max_size=50).map("".join), min_size=1, max_size=3),
+    st.builds(
+        CutOptions,
+        context=st.integers(1, 3),
+        names=st.booleans(),
+        context_chars=st.integers(1, 30),
+        budget=st.integers(1, 60),
+        openers=st.sampled_from(["drop", "direction"]),
+        keep_directions=st.booleans(),
+        single_turn=st.booleans(),
+    ),
+    st.floats(0, 0.9),
+)
+def test_any_script_gives_records_or_an_error(texts: list[str], cut: CutOptions, share: float) -> None:
+    conversion = Conversion(Options(HERS, cut=cut, val_share=share))
+    for number, text in enumerate(texts):
+        conversion.add(parse_text(text, f"{number}.txt", conversion.speakers))
+    try:
+        result = conversion.finish()
+    except UserError as error:
+        assert len(error.problems) == 1
+        return
+    found = [json.loads(line) for line in (*result.train(), *result.val())]
+    assert found
+    assert Report.from_json(result.report.to_json()).counts["records"] == len(found)
+    for record in found:
+        source = record["source"]
+        assert 1 <= source["lines"][0] <= source["lines"][1] <= texts[int(source["file"][0])].count("\n") + 1
+        assert all(row["input"].strip() and row["output"].strip() for row in record["conversation"])
+        assert len(record["conversation"]) == 1 or not cut.single_turn
 
 
 def test_every_unreadable_file_is_named_at_once(tmp_path: Path) -> None:
