@@ -14,6 +14,7 @@ import torch
 
 from huanhuan.errors import UserError
 from huanhuan.export.weights import LazyTensor, read_safetensors
+from huanhuan.training.checkpoints import is_transformers_output, newest_checkpoint, written_at
 
 # Wrappers that training may put around a module; they are no part of a tensor's name.
 _WRAPPERS = re.compile(r"(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
@@ -65,7 +66,7 @@ def find_checkpoint(work_dirs: Iterable[Path], wanted: str | None = None) -> Pat
                 return candidate
         raise UserError(f"{wanted}: 找不到检查点 / no such checkpoint: check --checkpoint")
     for folder in folders:
-        found = _best_in(folder) if wanted else _newest_in(folder)
+        found = _best_in(folder) if wanted else newest_checkpoint(folder)
         if found is not None:
             return found
     searched = ", ".join(str(folder) for folder in folders)
@@ -76,37 +77,7 @@ def find_checkpoint(work_dirs: Iterable[Path], wanted: str | None = None) -> Pat
 
 
 def _best_in(folder: Path) -> Path | None:
-    return max(folder.glob("best_*.pth"), key=_modified, default=None)
-
-
-def _newest_in(folder: Path) -> Path | None:
-    """The checkpoint ``last_checkpoint`` names, else the one written last."""
-    pointer = folder / "last_checkpoint"
-    if pointer.is_file():
-        named = Path(pointer.read_text("utf-8").strip())
-        # The file holds the path at training time; the folder may have been moved since.
-        for candidate in (folder / named.name, named):
-            if candidate.exists():
-                return candidate
-    found = [*folder.glob("iter_*.pth"), *folder.glob("epoch_*.pth"), *folder.glob("checkpoint-*")]
-    if _is_transformers_output(folder):
-        found.append(folder)
-    return max(found, key=lambda each: (_modified(each), _number(each)), default=None)
-
-
-def _modified(path: Path) -> float:
-    """When a checkpoint was written; of a folder, its newest weights, since copying a file in changes the folder."""
-    files = [each for each in path.iterdir() if each.suffix in (".safetensors", ".pt")] if path.is_dir() else []
-    return max((each.stat().st_mtime for each in files), default=path.stat().st_mtime)
-
-
-def _number(path: Path) -> int:
-    digits = re.findall(r"\d+", path.stem)
-    return int(digits[-1]) if digits else 0
-
-
-def _is_transformers_output(folder: Path) -> bool:
-    return any(folder.glob("adapter_model*.safetensors")) or any(folder.glob("model*.safetensors"))
+    return max(folder.glob("best_*.pth"), key=written_at, default=None)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -116,7 +87,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         if path.is_dir():
-            if _is_transformers_output(path):
+            if is_transformers_output(path):
                 return _load_transformers(path)
             from huanhuan.export.zero import load_zero_folder
 

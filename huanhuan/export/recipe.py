@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from huanhuan.errors import Problems, UserError
-from huanhuan.paths import CONFIGS, WORK_DIRS, in_checkout
+from huanhuan.paths import WORK_DIRS, in_checkout
 from huanhuan.persona import load_persona
+from huanhuan.training import recipe as training_recipe
 
 # LoraConfig fields that decide how the trained tensors are read; the others matter to training only.
 MEANINGFUL_FIELDS = (
@@ -53,23 +54,8 @@ def load_recipe(path: Path | str, options: Sequence[str] = ()) -> ExportRecipe:
 
     Raises: UserError if the file is missing, is not a recipe or lacks a base.
     """
-    from mmengine.config import Config
-
-    path = Path(path)
-    if not path.is_file():
-        known = ", ".join(sorted(each.name for each in CONFIGS.glob("*.py")))
-        raise UserError(f"{path}: 找不到配方 / no such recipe: use one of configs/: {known}")
-    try:
-        config = Config.fromfile(str(path), lazy_import=None)
-        if options:
-            config.merge_from_dict(_parse_options(options))
-    except UserError:
-        raise
-    except Exception as error:  # a recipe is Python: anything may come out of it
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{path}: 配方读不出来 / cannot load the recipe: {type(error).__name__}: {reason}: correct it"
-        ) from error
+    path = training_recipe.find_recipe(str(path))
+    config = training_recipe.load_recipe(path, options)
     return _extract(config.to_dict(keep_imported=True), path)
 
 
@@ -201,17 +187,3 @@ def _system_prompt(values: Mapping[str, Any]) -> str:
     if not isinstance(card, str) or not in_checkout(card).is_file():
         return ""
     return load_persona(in_checkout(card)).system
-
-
-def _parse_options(options: Sequence[str]) -> dict[str, Any]:
-    """``["model.lora.r=8"]`` → ``{"model.lora.r": 8}``."""
-    parsed = {}
-    for option in options:
-        key, equals, text = option.partition("=")
-        if not key or not equals:
-            raise UserError(f"--cfg-options {option}: 需要 key=value / must be key=value")
-        try:
-            parsed[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            parsed[key] = text
-    return parsed

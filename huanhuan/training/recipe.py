@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huanhuan.errors import UserError
+from huanhuan.errors import Problems, UserError
 from huanhuan.paths import CONFIGS
+from huanhuan.training.checkpoints import newest_checkpoint as newest_checkpoint
 
 
 def find_recipe(name: str) -> Path:
@@ -30,11 +32,15 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Any:
     """
     from mmengine.config import Config, DictAction
 
+    problems = Problems()
+    for each in overrides:
+        if not each.partition("=")[0] or "=" not in each:
+            problems.add(f"--cfg-options {each}: 需要 key=value / must be key=value")
+    problems.raise_if_any()
     try:
-        recipe = Config.fromfile(str(path))
+        # With None mmengine finds out itself which of its two styles the file is written in.
+        recipe = Config.fromfile(str(path), lazy_import=None)
         if overrides:
-            import argparse
-
             parser = argparse.ArgumentParser()
             parser.add_argument("--cfg-options", nargs="+", action=DictAction)
             recipe.merge_from_dict(parser.parse_args(["--cfg-options", *overrides]).cfg_options)
@@ -51,18 +57,3 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Any:
 def work_dir_of(path: Path, recipe: Any, work_dir: str | None = None) -> Path:
     """Where a run writes: the option, else the recipe's own, else XTuner's ``work_dirs/<recipe>`` below the current folder."""
     return Path(work_dir or recipe.get("work_dir") or Path("work_dirs") / path.stem)
-
-
-def newest_checkpoint(work_dir: Path) -> Path | None:
-    """The checkpoint that ``last_checkpoint`` of a run names, else the newest ``.pth``; None if there is none.
-
-    mmengine writes absolute paths there; a folder that has been moved since is looked through by name.
-    """
-    marker = work_dir / "last_checkpoint"
-    if marker.is_file():
-        named = Path(marker.read_text("utf-8").strip())
-        for path in (named, work_dir / named.name):
-            if path.exists():
-                return path
-    found = sorted(work_dir.glob("*.pth"), key=lambda path: path.stat().st_mtime)
-    return found[-1] if found else None
