@@ -221,10 +221,9 @@ class Conversion:
 
     def _add_records(self, conversations: Sequence[Conversation], unit: _Unit, index: int) -> None:
         for conversation in conversations:
-            line = self._line(conversation)
-            self.lines.append(line)
+            self.lines.append(self._line(conversation))
             self.unit_of.append(index)
-            self.tally.record(conversation, line)
+            self.tally.record(conversation)
             unit.records += 1
             unit.exchanges += len(conversation.exchanges)
             unit.free = unit.free and not any(each.input in self.starters for each in conversation.exchanges)
@@ -289,11 +288,9 @@ class Conversion:
                 f"{len(records)} different exchanges of the {wanted} wanted: add questions to the card"
             )
         self.tally.counts["identity"] = len(records)
-        lines: list[str] = []
         for record in records:
-            lines.append(self._line(record))
-            self.tally.record(record, lines[-1])
-        return lines
+            self.tally.record(record)
+        return [self._line(record) for record in records]
 
 
 def item_of(item: Skipped) -> tuple[int, int, str, str]:

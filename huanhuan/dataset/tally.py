@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import json
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -42,7 +41,7 @@ class Tally:
         self.lengths = {key: array("L") for key in kinds}
         if tokens:
             self.lengths |= {f"{key}_tokens": array("L") for key in kinds}
-        self._samples: list[tuple[int, int, str]] = []
+        self._samples: list[tuple[int, int, Conversation]] = []
         self._pending: list[Skipped] = []
         self._order: dict[str, int] = {}
 
@@ -73,14 +72,15 @@ class Tally:
             self.skipped_counts[item.reason] += 1
         self._pending = []
 
-    def record(self, conversation: Conversation, line: str) -> None:
-        """Measure a record; ``line`` is what is written of it."""
+    def record(self, conversation: Conversation) -> None:
+        """Measure a record, and keep it if it is among the samples."""
         self._measure(conversation, len, "")
         if self.tokens:
             self._measure(conversation, self.tokens, "_tokens")
         self.counts["records"] += 1
         self.counts["exchanges"] += len(conversation.exchanges)
-        entry = (-rank(self.options.seed, line), -self.counts["records"], line)
+        number, first = self.counts["records"], conversation.exchanges[0]
+        entry = (-rank(self.options.seed, f"{first.input}\n{first.output}\n{number}"), -number, conversation)
         if len(self._samples) < _SAMPLES:
             heapq.heappush(self._samples, entry)
         else:
@@ -127,7 +127,7 @@ class Tally:
             },
             skipped_counts=dict(sorted(self.skipped_counts.items(), key=lambda item: (-item[1], item[0]))),
             skipped=self.skipped,
-            samples=tuple(json.loads(line) for _, _, line in sorted(self._samples, reverse=True)),
+            samples=tuple(each.to_json() for _, _, each in sorted(self._samples, reverse=True)),
             split=split,
             warnings=(*slips, *self.warnings),
         )

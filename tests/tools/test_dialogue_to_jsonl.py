@@ -100,6 +100,30 @@ def test_conversations_of_other_tools_need_no_character(here: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("format", ["xtuner", "openai", "sharegpt", "alpaca"])
+def test_the_reports_are_the_same_in_every_format(here: Path, format: str) -> None:
+    for each in ("xtuner", format):
+        result = run("a.txt", "--persona", "persona.toml", "--out", each, "--format", each)
+        assert result.exit_code == 0, result.output
+    plain, other = (json.loads((here / each / "report.json").read_text("utf-8")) for each in ("xtuner", format))
+    assert plain.pop("options")["format"] == "xtuner"
+    assert other.pop("options")["format"] == format
+    assert plain == other
+
+
+OPTIONS = """--context 3
+--keep-directions|--openers direction|--budget 10|--single-turn|--min-chars 2|--keep-all|--copies 2|--similarity 0.8
+--interjections 嗯|--no-filter short --no-filter duplicate|--identity-share 0|--val-share 0|--seed 7|--encoding utf-8|--layout colon
+--context 2 --context-chars 5"""
+
+
+@pytest.mark.parametrize("options", OPTIONS.replace("\n", "|").split("|"))
+def test_every_option_is_taken(here: Path, options: str) -> None:
+    result = run("a.txt", "--persona", "persona.toml", "--out", "out", *options.split())
+    assert result.exit_code == 0, result.output
+    assert records(here / "out/train.jsonl")
+
+
 BAD = {
     "missing": (["x.txt", "--character", "甄嬛"], ["x.txt"]),
     "empty folder": (["empty", "--character", "甄嬛"], ["empty"]),
