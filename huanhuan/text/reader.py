@@ -8,7 +8,6 @@ from huanhuan.text.fountain import parse_fountain
 from huanhuan.text.labels import Speakers
 from huanhuan.text.layouts import LAYOUTS, detect_layout
 from huanhuan.text.model import Script, Skipped
-from huanhuan.text.novel import parse_novel
 from huanhuan.text.rows import classify
 from huanhuan.text.script import parse
 from huanhuan.text.sources import SourceFile, read_text
@@ -62,5 +61,8 @@ def parse_text(
     if chosen == "fountain":
         return parse_fountain(script, lines, speakers)
     if chosen == "quotes":
+        # Loaded only here: its patterns take longer to compile than a short script to read.
+        from huanhuan.text.novel import parse_novel
+
         return parse_novel(script, lines, speakers)
     return parse(script, lines, classify(lines, chosen, markdown=markdown), speakers)
