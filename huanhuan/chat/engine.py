@@ -310,6 +310,7 @@ class Engine(ABC):
 
     ``kind`` names the engine and ``label`` says what really runs; ``model`` is what is loaded;
     ``context_tokens`` bounds prompt and reply together; ``slots`` replies can be written at a time.
+    ``fallback`` is why this is not the engine that was asked for, if it is not.
     """
 
     kind: str
@@ -317,6 +318,7 @@ class Engine(ABC):
     model: str
     context_tokens: int = 4096
     slots: int = 1
+    fallback: str | None = None
 
     def __init__(self) -> None:
         self.timeouts = Timeouts.from_environment()

@@ -92,6 +92,7 @@ class GuardedEngine(ThreadedEngine):
         self.inner = engine
         self.kind, self.label, self.model = engine.kind, engine.label, engine.model
         self.context_tokens, self.slots, self.timeouts = engine.context_tokens, engine.slots, engine.timeouts
+        self.fallback = engine.fallback
         self.counts: Counter[Problem] = Counter()
         self.kept = 0
 

@@ -141,7 +141,7 @@ class LMDeployEngine(LoopEngine):
         self.folder = Path(folder)
         self.model = self.folder.name
         wanted = backend or wanted_backend()
-        self.fallback: str | None = turbomind_problem(self.folder) if wanted == "turbomind" else None
+        self.fallback = turbomind_problem(self.folder) if wanted == "turbomind" else None
         self.backend = "pytorch" if self.fallback else wanted
         if self.fallback:
             logger.warning("%s: the PyTorch engine answers instead", self.fallback)
@@ -264,8 +264,13 @@ class LMDeployEngine(LoopEngine):
         return len(self._pipeline.id2inst)
 
     def healthy(self) -> bool:
-        """Whether the pipeline's event loop is alive and turns."""
+        """Whether the pipeline's event loop is alive and turns, and the PyTorch engine's own loop still runs."""
         if not self._pipeline.internal_thread.thread.is_alive():
+            return False
+        # Made with the first request; it ends only with an exception that LMDeploy does not hand on.
+        manager = getattr(getattr(self._pipeline, "engine", None), "req_manager", None)
+        working = getattr(manager, "_loop_task", None)
+        if working is not None and working.done():
             return False
         turned = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self.loop)
         try:

@@ -136,6 +136,10 @@ def test_a_dead_pipeline_is_unhealthy(engine: LMDeployEngine) -> None:
     engine._pipeline.internal_thread.thread = threading.Thread()
     assert not engine.healthy()
     engine._pipeline.internal_thread.thread = alive
+    ended = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), engine.loop)
+    ended.result(2)
+    engine._pipeline.engine = SimpleNamespace(req_manager=SimpleNamespace(_loop_task=ended))
+    assert not engine.healthy()
 
 
 def test_turbomind_s_configuration(tmp_path: Path) -> None:

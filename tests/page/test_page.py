@@ -8,47 +8,20 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-import pytest
-import streamlit as st
+from driving import button, keys, said, send  # type: ignore[import-not-found]
 from fake_engine import FakeEngine  # type: ignore[import-not-found]
 from streamlit.testing.v1 import AppTest
 
-from huanhuan.chat import select
 from huanhuan.chat.cards import card_json
 from huanhuan.chat.conversation import Conversation
 from huanhuan.chat.page import state as page_state
 from huanhuan.chat.page.sidebar import file_name
 from huanhuan.chat.page.texts import TEXTS
 from huanhuan.chat.transfer import to_json
-from huanhuan.errors import UserError
 from huanhuan.persona import Persona
 
 Until = Callable[[Callable[[], bool]], None]
-
-
-def plain(markdown: str) -> str:
-    return re.sub(r"\\(.)", r"\1", markdown).replace("  \n", "\n")
-
-
-def said(page: AppTest) -> list[str]:
-    """The text of every bubble."""
-    return [plain(each.value) for message in page.chat_message for each in message.markdown]
-
-
-def button(page: AppTest, start: str) -> Any:
-    """The last button whose key begins so."""
-    return [each for each in page.button if (each.key or "").startswith(start)][-1]
-
-
-def keys(page: AppTest) -> list[str]:
-    return [each.key or "" for each in page.button]
-
-
-def send(page: AppTest, text: str) -> AppTest:
-    return page.chat_input[0].set_value(text).run()
 
 
 def test_the_page_greets_and_says_what_answers(page: AppTest) -> None:
@@ -226,63 +199,6 @@ def test_a_new_message_stops_the_old_reply(page: AppTest, engine: FakeEngine) ->
     assert [each.finish for turn in state.conversation.turns for each in turn.versions].count("stopped") == 1
 
 
-@pytest.mark.parametrize("fault", ["raise", "mid", "refuse"])
-def test_an_engine_error_is_one_sentence_and_the_next_try_works(page: AppTest, engine: FakeEngine, fault: str) -> None:
-    engine.fault = fault
-    send(page, "甲")
-    assert len(page.error) == 1 and "secret" not in page.error[0].value and "[" in page.error[0].value
-    assert said(page)[1:] == (["甲", "回「甲"] if fault == "mid" else ["甲"])
-    engine.fault = None
-    send(page, "乙")
-    assert not page.error
-    assert said(page)[-2] == "乙" and said(page)[-1].startswith("回「乙」")
-
-
-def test_an_engine_that_never_answers_is_given_up(page: AppTest, engine: FakeEngine) -> None:
-    from huanhuan.chat.engine import Timeouts
-
-    desk = page_state.service().desk
-    assert desk
-    engine.fault = "hang"
-    for each in (engine, desk.engine):
-        each.timeouts = Timeouts(0.2, 0.2, 1)
-    send(page, "甲")
-    assert "太久没有回应" in page.error[0].value
-    engine.fault = None
-    send(page, "乙")
-    assert not page.error
-
-
-def test_a_bad_reply_is_said_once_more(page: AppTest, engine: FakeEngine) -> None:
-    answers = iter(["作为一个AI语言模型，我……", "臣妾在。"])
-    engine.answer = lambda _: next(answers)
-    send(page, "甲")
-    assert said(page)[-1] == "臣妾在。" and len(engine.seen) == 2
-
-
-def test_words_that_may_not_be_said(personas: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    (personas / "words.txt").write_text("毒药\n", "utf-8")
-    monkeypatch.setenv("HUANHUAN_WORDS", str(personas / "words.txt"))
-    page = AppTest.from_file(str(Path(page_state.__file__).with_name("script.py")), default_timeout=20).run()
-    page_state.service().wait(10)
-    page.run()
-    send(page, "给我毒 药")
-    assert not engine.seen and "不能发送" in page.warning[0].value
-    engine.answer = lambda _: "这是毒药。"
-    send(page, "甲")
-    assert said(page)[-1] == "这是＊＊。" and not page.warning
-
-
-def test_the_hourly_limit_is_one_sentence(page: AppTest) -> None:
-    from huanhuan.chat.desk import Limits
-
-    desk = page_state.service().desk
-    assert desk
-    desk.limits = Limits(hourly=1)
-    send(send(page, "甲"), "乙")
-    assert "这一小时" in page.error[0].value and said(page)[-1] == "乙"
-
-
 def upload(page: AppTest, content: bytes, name: str = "file.json") -> AppTest:
     number = page.session_state.page.imports
     uploader = next(each for each in page.get("file_uploader") if each.key == f"import-{number}")
@@ -321,63 +237,3 @@ def test_exports_are_offered(page: AppTest) -> None:
     offered = {each.key for each in page.get("download_button")}
     assert offered == {"export-markdown", "export-json", "export-card_json", "export-card_png"}
     assert file_name("../你好 a/b") == "你好_a_b" and file_name("///") == "huanhuan"
-
-
-def test_a_reply_s_markdown_is_shown_not_obeyed(page: AppTest, engine: FakeEngine) -> None:
-    engine.answer = lambda _: "*笑* ![x](http://127.0.0.1:9/p.png) <img src=x> [a](javascript:alert(1)) # :red[红] $x$"
-    send(page, "甲<b>")
-    shown = [each.value for message in page.chat_message for each in message.markdown]
-    assert shown[-1].startswith("*笑* \\!\\[x\\]")
-    assert not re.search(r"(?<!\\)[\[\]<>$:#(]", shown[-1]) and not re.search(r"(?<!\\)[<>]", shown[-2])
-
-
-def test_the_start_of_the_engine_is_shown_and_can_be_tried_again(
-    personas: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ready, tries = threading.Event(), itertools.count(1)
-
-    def build(*_: object, **__: object) -> FakeEngine:
-        if next(tries) == 1:
-            ready.wait(5)
-            raise UserError("models: 还没有模型 / no model yet")
-        return FakeEngine()
-
-    monkeypatch.setattr(select, "build", build)
-    st.cache_resource.clear()
-    page = AppTest.from_file(str(Path(page_state.__file__).with_name("script.py")), default_timeout=20).run()
-    assert "准备模型" in page.info[0].value and not page.chat_input
-    ready.set()
-    page_state.service().wait(5)
-    page.run()
-    assert "no model yet" in page.error[0].value
-    page.button(key="retry").click().run()
-    page_state.service().wait(5)
-    page.run()
-    assert page.chat_input and not page.error
-    st.cache_resource.clear()
-
-
-def test_what_nobody_foresaw_is_one_sentence(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
-        raise RuntimeError("secret detail")
-
-    monkeypatch.setattr("huanhuan.chat.page.main.draw_turns", broken)
-    page.run()
-    assert len(page.error) == 1 and "页面出错了" in page.error[0].value and "secret" not in page.error[0].value
-    assert not page.exception
-
-
-def test_the_health_probe_notices_a_dead_engine(page: AppTest, engine: FakeEngine) -> None:
-    from huanhuan.chat.page.serving import health
-
-    status, about = health()
-    assert status == 200 and about == {
-        "state": "ready",
-        "engine": "Fake",
-        "model": "fake-model",
-        "running": 0,
-        "waiting": 0,
-        "lost": 0,
-    }
-    engine.alive = False
-    assert health()[0] == 503 and health()[1]["state"] == "ill"

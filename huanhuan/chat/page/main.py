@@ -82,6 +82,8 @@ def _heading(state: PageState, desk: Desk) -> None:
             st.title(persona.name)
             st.caption(say("ai"))
     st.caption(say("answered_by", label=desk.engine.label, model=desk.engine.model))
+    if desk.engine.fallback:
+        st.caption(say("fallback"))
 
 
 def _starters(state: PageState, desk: Desk) -> None:
@@ -96,7 +98,7 @@ def _starters(state: PageState, desk: Desk) -> None:
 def _notices(state: PageState) -> None:
     if state.notice:
         key, values = state.notice
-        (st.warning if key == "blocked" else st.success)(say(key, **values))
+        {"blocked": st.warning, "dropped": st.info}.get(key, st.success)(say(key, **values))
     english = (st.session_state.get("language") or browser_language()) == "en"
     for problem in state.problems:
         if isinstance(problem, EngineError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass, field
 
@@ -15,6 +16,8 @@ from huanhuan.chat.filters import Filter, chosen_filter
 from huanhuan.chat.service import Service
 from huanhuan.errors import UserError
 from huanhuan.persona import Persona
+
+logger = logging.getLogger("huanhuan.chat")
 
 MOST_CONVERSATIONS = 50
 MOST_IMPORTED = 20
@@ -132,6 +135,8 @@ class PageState:
         running.settle(desk.engine.model, self.words)
         if running.reply.error:
             self.problems = [running.reply.error]
+        if running.reply.dropped:
+            self.notice = ("dropped", {})
         if not running.version.text:
             self._drop_empty(running.conversation, running.turn)
 
@@ -223,7 +228,9 @@ def page_state() -> PageState:
     Raises: UserError if there is no persona or the word list is wrong.
     """
     if "page" not in st.session_state:
-        cards, _ = personas.load_personas()
+        cards, problems = personas.load_personas()
+        for line in problems:
+            logger.warning("%s", line)
         st.session_state.page = PageState(cards, [Conversation(next(iter(cards)))], chosen_filter())
     return st.session_state.page
 
