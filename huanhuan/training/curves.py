@@ -148,6 +148,7 @@ def draw(curves: Curves, title: str) -> Figure:
     """Loss, perplexity, learning rate and speed over the steps, in one figure."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     font = chinese_font()
 
@@ -163,10 +164,14 @@ def draw(curves: Curves, title: str) -> Figure:
         best = _panel(perplexity, curves, "held_out/perplexity", say("留出集困惑度", "held-out perplexity"), marker="o")
         if best:
             step, value = min(best, key=lambda point: point[1])
-            perplexity.annotate(f"{value:.4g} @ {step}", (step, value), textcoords="offset points", xytext=(4, 6))
+            perplexity.annotate(
+                f"{value:.4g} @ {step}", (step, value), ha="right", textcoords="offset points", xytext=(-4, 6)
+            )
         _panel(rate, curves, "lr", say("学习率", "learning rate"))
         rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         _panel(speed, curves, "tokens_per_second", say("每秒 token 数（每个进程）", "tokens per second, of a process"))
+        for each in axes.flat:
+            each.xaxis.set_major_locator(MaxNLocator(integer=True))
         for each in (rate, speed):
             each.set_xlabel(say("步", "step"))
     return figure
