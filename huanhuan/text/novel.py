@@ -150,7 +150,9 @@ def _chapter(script: Script, lines: list[str], first: int, pair: tuple[str, str]
             scene = Scene("", quote.first, quote.last)
             script.scenes.append(scene)
             speaker = None
-        goes_on = previous is not None and previous.last == quote.first and _interrupted(previous, quote)
+        goes_on = quote.goes_on or (
+            previous is not None and previous.last == quote.first and _interrupted(previous, quote)
+        )
         speaker = speaker if goes_on and speaker else attribute(quote, cast)
         previous = quote
         if speaker is None or not quote.balanced:

@@ -24,7 +24,7 @@ class Quote:
     """One quotation. ``lead`` is the narration before it back to the quotation before it, ``trail`` the narration after.
 
     ``first`` and ``last`` are 1-based lines; ``apart`` counts characters of narration since the quotation before,
-    over paragraphs.
+    over paragraphs. ``goes_on``: it is another paragraph of the speech before, which opened again without closing.
     """
 
     text: str
@@ -35,6 +35,7 @@ class Quote:
     apart: int
     paragraphs: int
     balanced: bool = True
+    goes_on: bool = False
 
 
 def paragraphs(lines: list[str]) -> tuple[list[str], dict[int, int]]:
@@ -84,6 +85,7 @@ def quotations(lines: list[str], first: int, pair: tuple[str, str]) -> list[Quot
     apart = paragraphs = 0
     opening, closing = pair
     carried: Quote | None = None
+    again = False
     for number, raw in enumerate(lines, first):
         line = raw.strip(" \t　")
         if not line:
@@ -92,52 +94,57 @@ def quotations(lines: list[str], first: int, pair: tuple[str, str]) -> list[Quot
             if line[0] == closing and opening != closing:
                 carried.balanced, carried.last = True, number
                 line = line[1:].lstrip()
+            again = line[:1] == opening != closing
+            carried.balanced = carried.balanced or again
             carried = None
-        spans, open_end = _spans(line, opening, closing)
+        spans = _spans(line, opening, closing)
         if not spans:
             apart += len(line)
             paragraphs += 1
             continue
         end = 0
-        for start, stop in spans:
+        for start, stop, closed in spans:
             lead = line[end:start]
             if found and found[-1].last == number:
                 found[-1].trail = lead
             text = line[start + 1 : stop].strip()
-            found.append(Quote(text, lead, "", number, number, apart + len(lead), paragraphs))
-            apart, paragraphs, end = 0, 0, stop + 1
+            found.append(Quote(text, lead, "", number, number, apart + len(lead), paragraphs, closed, again))
+            apart, paragraphs, end, again = 0, 0, stop + closed, False
         found[-1].trail = line[end:]
         apart = len(line) - end if end < len(line) else 0
-        if open_end:
-            found[-1].balanced = False
+        if not found[-1].balanced:
             carried = found[-1]
     return found
 
 
-def _spans(line: str, opening: str, closing: str) -> tuple[list[tuple[int, int]], bool]:
-    """Start and end of the outermost quotations of a paragraph, and whether the last one stays open."""
-    spans: list[tuple[int, int]] = []
+def _spans(line: str, opening: str, closing: str) -> list[tuple[int, int, bool]]:
+    """Start and end of the outermost quotations of a paragraph, and whether each is closed.
+
+    The same mark inside a quotation opens another in it, unless words of speech stand before: then the one outside
+    was never closed.
+    """
+    spans: list[tuple[int, int, bool]] = []
     if opening == closing:
         marks = [at for at, character in enumerate(line) if character == opening]
-        spans = list(zip(marks[::2], marks[1::2], strict=False))
-        if len(marks) % 2:
-            return [*spans, (marks[-1], len(line))], True
-        return spans, False
-    start = -1
-    depth = 0
+        spans = [(start, stop, True) for start, stop in zip(marks[::2], marks[1::2], strict=False)]
+        return spans if len(marks) % 2 == 0 else [*spans, (marks[-1], len(line), False)]
+    start = depth = 0
     for match in re.finditer(f"[{opening}{closing}]", line):
         at = match.start()
         if line[at] == opening:
+            if depth and line[at - 1] in "：:∶":
+                spans.append((start, at, False))
+                depth = 0
             if depth == 0:
                 start = at
-                depth = 1
-            # The same mark inside is a slip for a closing one, or a quotation in a quotation: both end together.
+            depth += 1
         elif depth:
-            spans.append((start, at))
-            depth = 0
+            depth -= 1
+            if depth == 0:
+                spans.append((start, at, True))
     if depth:
-        spans.append((start, len(line)))
-    return spans, bool(depth)
+        spans.append((start, len(line), False))
+    return spans
 
 
 def is_speech(quote: Quote) -> bool:

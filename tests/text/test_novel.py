@@ -78,6 +78,26 @@ def test_an_unclosed_quotation_is_reported_and_not_used() -> None:
     assert "不去。" not in [speech.text for scene in script.scenes for speech in scene.speeches]
 
 
+def test_an_unclosed_quotation_in_a_paragraph_takes_no_narration_along() -> None:
+    script = read("秋砚道：“小主，天冷。阿沅忙笑道：“不去。”\n秋砚道：“是。”")
+    used = [speech.text for scene in script.scenes for speech in scene.speeches][12:]
+    assert "是。" in used
+    assert all("阿沅" not in text and "“" not in text for text in used)
+    assert "unbalanced" in [item.reason for item in script.skipped]
+
+
+def test_a_quotation_in_a_quotation_is_part_of_it() -> None:
+    assert said("阿沅道：“他说：‘这叫“朝开夜合”的。’我不信。”") == [("阿沅", "他说：‘这叫“朝开夜合”的。’我不信。")]
+
+
+def test_a_speech_of_several_paragraphs_is_of_one_speaker() -> None:
+    assert said("阿沅道：“不去。\n“雪太大。\n“明日再说。”") == [
+        ("阿沅", "不去。"),
+        ("阿沅", "雪太大。"),
+        ("阿沅", "明日再说。"),
+    ]
+
+
 def test_nothing_said_by_nobody_evident_is_answered() -> None:
     script = read("秋砚道：“去不去？”\n“谁在外头？”\n阿沅道：“我。”")
     items = [item for scene in script.scenes for item in scene.items][12:]
