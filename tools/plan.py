@@ -47,7 +47,8 @@ def main(
     if bad:
         raise click.UsageError(f"{', '.join(bad)}: 不是 KEY=VALUE / is not KEY=VALUE")
     from huanhuan.training.alternatives import alternatives
-    from huanhuan.training.plan import Recipe, all_recipes, make_plan, this_machine
+    from huanhuan.training.machine import this_machine
+    from huanhuan.training.plan import Recipe, all_recipes, make_plan
     from huanhuan.training.plan_report import report
     from huanhuan.training.recipe import find_recipe
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from huanhuan.errors import UserError
+from huanhuan.training.machine import Machine
 from huanhuan.training.memory import GIB, Run, memory_of
-from huanhuan.training.plan import Machine, Plan, Recipe, obstacles, run_of, shape_of
+from huanhuan.training.plan import Plan, Recipe, obstacles, run_of, shape_of
 from huanhuan.training.speed import speed_of
 
 PACKS = (8192, 4096, 2048)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,11 @@ from typing import Any
 from huanhuan.errors import UserError
 from huanhuan.paths import CONFIGS
 from huanhuan.training.base import local_base
+from huanhuan.training.machine import Machine
 from huanhuan.training.memory import GIB, SHAPES, Base, Memory, Optimiser, Run, Shape, memory_of
 from huanhuan.training.plan_data import Data, count_data
 from huanhuan.training.recipe import load_recipe
-from huanhuan.training.speed import CORE_FLOPS, Card, Speed, find_card, speed_of, weights_in_products
+from huanhuan.training.speed import CORE_FLOPS, Speed, speed_of, weights_in_products
 
 # What the driver, its libraries and the allocator's gaps take beside what is allocated.
 CONTEXT, GAPS = 0.6 * GIB, 1.03
@@ -24,6 +24,7 @@ CONTEXT, GAPS = 0.6 * GIB, 1.03
 REPLY_TOKENS_PER_SECOND = 24
 # Without a GPU the answer to "does it run" is a matter of patience.
 PATIENCE = 3 * 86_400
+DEMO_BASE = "tiny-internlm2"
 OPTIMISERS: dict[str, Optimiser] = {
     "AdamW": "adamw",
     "Adam": "adamw",
@@ -31,19 +32,6 @@ OPTIMISERS: dict[str, Optimiser] = {
     "PagedAdamW8bit": "paged_adamw8bit",
     "CompensatedAdamW8bit": "compensated_adamw8bit",
 }
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a run may use. ``memory`` is that of one GPU, or the host's where there is none; bytes."""
-
-    name: str
-    memory: float
-    gpus: int
-    card: Card | None
-    host: float
-    cores: int
-    total: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -111,6 +99,8 @@ def shape_of(base: str) -> Shape:
     Raises: UserError if it is neither.
     """
     folder = local_base(base)
+    if folder is None and base == DEMO_BASE:
+        return _demo_shape()
     if folder is None:
         size = re.search(r"(?<![\d.])(1[._]8|7)b", base.lower())
         if size is None:
@@ -119,6 +109,15 @@ def shape_of(base: str) -> Shape:
             )
         return SHAPES[size.group(1).replace("_", ".") + "b"]
     return shape_in(folder)
+
+
+def _demo_shape() -> Shape:
+    """The sizes that `make base` will give the demo's base."""
+    from huanhuan.training.demo_base import DemoBaseSettings
+
+    sizes = DemoBaseSettings()
+    intermediate = -(-sizes.hidden * 8 // 3 // 64) * 64
+    return Shape(sizes.hidden, sizes.layers, sizes.heads, sizes.kv_heads, intermediate, sizes.vocab_size)
 
 
 def shape_in(folder: Path) -> Shape:
@@ -217,39 +216,6 @@ def _deepspeed(name: str | None) -> tuple[int, bool]:
 def needed(memory: Memory, *, gpu: bool = True) -> float:
     """Bytes that must be free for ``memory`` to be had."""
     return memory.peak * GAPS + (CONTEXT if gpu else GIB)
-
-
-def this_machine(gpu_memory: float | None = None, gpus: int | None = None, card: str | None = None) -> Machine:
-    """This machine, or one with ``gpu_memory`` GiB on each of ``gpus`` GPUs of the kind ``card``.
-
-    Raises: UserError for a card that is not in the table, or for more GPUs than this machine has.
-    """
-    import psutil
-
-    host, cores = float(psutil.virtual_memory().available), psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    if card is not None:
-        known = find_card(card)
-        if known is None:
-            raise UserError(
-                f"{card}: 不认识这张卡 / not in the table of cards: 用 --gpu-memory / give --gpu-memory instead"
-            )
-        memory = (gpu_memory or known.gib) * GIB
-        return Machine(known.name, memory, gpus or 1, known, host, cores, memory)
-    if gpu_memory is not None:
-        memory = gpu_memory * GIB
-        return Machine(f"{gpu_memory:g} GiB GPU", memory, gpus or 1, None, host, cores, memory)
-    import torch
-
-    if not torch.cuda.is_available():
-        return Machine("CPU", host, gpus or 1, None, host, cores, host)
-    present = torch.cuda.device_count() * int(os.environ.get("NNODES", "1"))
-    if gpus is not None and gpus > present:
-        raise UserError(f"{gpus} GPUs: 这里只有 {present} 张 / there are {present} here: 改 --nproc / change --nproc")
-    name = torch.cuda.get_device_name()
-    free, total = map(float, torch.cuda.mem_get_info())
-    major, minor = torch.cuda.get_device_capability()
-    found = find_card(name) or Card(name, 0.0, total / GIB, (major, minor))
-    return Machine(name, free, gpus or 1, found, host, cores, total)
 
 
 def obstacles(run: Run, machine: Machine, speed: Speed | None = None, positions: float = 0.0) -> Iterator[str]:

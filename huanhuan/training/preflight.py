@@ -16,8 +16,9 @@ from huanhuan.errors import Problems, UserError
 from huanhuan.paths import ROOT, in_checkout
 from huanhuan.persona import load_persona
 from huanhuan.training.base import ENVIRONMENT, find_base
+from huanhuan.training.machine import this_machine
 from huanhuan.training.memory import GIB
-from huanhuan.training.plan import Recipe, obstacles, run_of, shape_in, this_machine
+from huanhuan.training.plan import Recipe, obstacles, run_of, shape_in
 
 # Packages whose other versions are known not to run this; see the requirements files for the reasons.
 CRITICAL = ("transformers", "peft", "xtuner", "mmengine")
