@@ -37,10 +37,17 @@ class Limits:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Limits:
-        """``HUANHUAN_QUEUE`` and ``HUANHUAN_HOURLY`` where they are set. Raises: UserError if they are no numbers."""
+        """``HUANHUAN_QUEUE``, ``HUANHUAN_HOURLY`` and ``HUANHUAN_UNREAD`` (seconds) where they are set.
+
+        Raises: UserError with every one that is no number.
+        """
         values: dict[str, int] = {}
         problems: list[str] = []
-        for name, field in (("HUANHUAN_QUEUE", "queue"), ("HUANHUAN_HOURLY", "hourly")):
+        for name, field in (
+            ("HUANHUAN_QUEUE", "queue"),
+            ("HUANHUAN_HOURLY", "hourly"),
+            ("HUANHUAN_UNREAD", "unread"),
+        ):
             text = environ.get(name, "").strip()
             if text.isdecimal() and int(text) > 0:
                 values[field] = int(text)

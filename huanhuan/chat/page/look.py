@@ -11,7 +11,7 @@ from huanhuan.chat.portrait import portrait_png, portrait_svg
 # No text of a visitor or a model is ever put in here.
 STYLE = """
 <style>
-.block-container { padding-top: 2.5rem; max-width: 46rem; }
+.block-container { padding-top: 4.2rem; max-width: 46rem; }
 [class*="st-key-actions-"] { opacity: .72; flex-wrap: wrap; }
 [class*="st-key-actions-"]:hover, [class*="st-key-actions-"]:focus-within { opacity: 1; }
 [class*="st-key-actions-"] button { min-height: 2rem; }

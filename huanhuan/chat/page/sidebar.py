@@ -22,9 +22,9 @@ def draw_sidebar(state: PageState, desk: Desk) -> None:
     with st.sidebar:
         _personas(state, desk)
         _conversations(state, desk)
-        with st.expander(say("settings"), icon=":material/tune:"):
+        with st.expander(say("settings"), key="settings-box", icon=":material/tune:"):
             _settings(state)
-        with st.expander(say("files"), icon=":material/swap_vert:"):
+        with st.expander(say("files"), key="files-box", icon=":material/swap_vert:"):
             _exports(state, desk)
             _import(state, desk)
         st.session_state.setdefault("language", browser_language())
@@ -54,9 +54,16 @@ def _conversations(state: PageState, desk: Desk) -> None:
         key="conversation",
         on_change=lambda: state.open(desk, st.session_state.conversation),
     )
-    if state.conversation.turns:
-        delete = {"on_click": state.forget, "args": (desk,)}
-        st.button(say("delete_conversation"), key="forget", icon=":material/delete:", width="stretch", **delete)
+    # Always there, so that the boxes below keep their place and stay as they were opened.
+    st.button(
+        say("delete_conversation"),
+        key="forget",
+        icon=":material/delete:",
+        width="stretch",
+        disabled=not state.conversation.turns,
+        on_click=state.forget,
+        args=(desk,),
+    )
 
 
 def _title(state: PageState, conversation: Conversation) -> str:
