@@ -94,21 +94,30 @@ def _llm(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def shape_of(base: str) -> Shape:
-    """The sizes of a base: of its config.json if it is on this machine, else known by its name.
+    """:func:`known_shape`, which must be known.
 
-    Raises: UserError if it is neither.
+    Raises: UserError if it is not.
+    """
+    shape = known_shape(base)
+    if shape is None:
+        raise UserError(
+            f"{base}: 不知道它的大小 / its size is not known: 下载后再试，或放到 models/ / fetch it first, or put it into models/"
+        )
+    return shape
+
+
+def known_shape(base: str) -> Shape | None:
+    """The sizes of a base: of its config.json if it is on this machine, else by its name; None if it is neither.
+
+    Raises: UserError if the folder on this machine holds no InternLM2.
     """
     folder = local_base(base)
-    if folder is None and base == DEMO_BASE:
+    if folder is not None:
+        return shape_in(folder)
+    if base == DEMO_BASE:
         return _demo_shape()
-    if folder is None:
-        size = re.search(r"(?<![\d.])(1[._]8|7)b", base.lower())
-        if size is None:
-            raise UserError(
-                f"{base}: 不知道它的大小 / its size is not known: 下载后再试，或放到 models/ / fetch it first, or put it into models/"
-            )
-        return SHAPES[size.group(1).replace("_", ".") + "b"]
-    return shape_in(folder)
+    size = re.search(r"internlm2\D*(?:5\D+)?(1[._]8|20|7)b", base.lower())
+    return SHAPES[size.group(1).replace("_", ".") + "b"] if size else None
 
 
 def _demo_shape() -> Shape:

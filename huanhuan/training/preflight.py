@@ -17,8 +17,8 @@ from huanhuan.paths import ROOT, in_checkout
 from huanhuan.persona import load_persona
 from huanhuan.training.base import ENVIRONMENT, find_base
 from huanhuan.training.machine import this_machine
-from huanhuan.training.memory import GIB
-from huanhuan.training.plan import Recipe, obstacles, run_of, shape_in
+from huanhuan.training.memory import GIB, Shape
+from huanhuan.training.plan import Recipe, known_shape, obstacles, run_of, shape_in
 
 # Packages whose other versions are known not to run this; see the requirements files for the reasons.
 CRITICAL = ("transformers", "peft", "xtuner", "mmengine")
@@ -27,7 +27,7 @@ CRITICAL = ("transformers", "peft", "xtuner", "mmengine")
 def check(path: Path, recipe: Any, work_dir: Path, *, gpus: int = 1, deepspeed: str | None = None) -> dict[str, str]:
     """Check everything a run on ``gpus`` GPUs needs; return what to add to its environment.
 
-    The base is downloaded here if it must be, so that a missing network shows before anything else is done.
+    The base is downloaded here if it must be, once everything else is known to be right.
 
     Raises: UserError with every problem found, one line each.
     """
@@ -35,22 +35,23 @@ def check(path: Path, recipe: Any, work_dir: Path, *, gpus: int = 1, deepspeed: 
     for find in (_data_problems, _version_problems):
         for problem in find(recipe):
             problems.add(problem)
-    environment: dict[str, str] = {}
+    name = recipe.pretrained_model_name_or_path
     try:
-        base = Path(find_base(recipe.pretrained_model_name_or_path))
+        shape = known_shape(name)
+        told = _memory_problems(path, recipe, shape, gpus, deepspeed) if shape else []
     except UserError as error:
-        for problem in error.problems:
-            problems.add(problem)
-    else:
-        environment[ENVIRONMENT] = str(base)
-        for problem in (
-            *_memory_problems(path, recipe, base, gpus, deepspeed),
-            *_disk_problems(recipe, base, work_dir),
-        ):
-            problems.add(problem)
+        shape, told = None, error.problems
+    for problem in told:
+        problems.add(problem)
+    # Nothing is fetched for a run that cannot be.
+    problems.raise_if_any()
+    base = Path(find_base(name))
+    late = _memory_problems(path, recipe, shape_in(base), gpus, deepspeed) if shape is None else []
+    for problem in (*late, *_disk_problems(recipe, base, work_dir)):
+        problems.add(problem)
     problems.raise_if_any()
     click.echo(f"检查通过 / checked: {path.name}", err=True)
-    return environment
+    return {ENVIRONMENT: str(base)}
 
 
 def _data_problems(recipe: Any) -> Iterator[str]:
@@ -97,10 +98,10 @@ def base_bytes(base: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _memory_problems(path: Path, recipe: Any, base: Path, gpus: int, deepspeed: str | None) -> Iterator[str]:
+def _memory_problems(path: Path, recipe: Any, shape: Shape, gpus: int, deepspeed: str | None) -> Iterator[str]:
     """What tools/plan.py says of this machine, and that it is the place to look."""
     try:
-        run = run_of(Recipe.of(path, recipe), shape_in(base), gpus=gpus, deepspeed=deepspeed)
+        run = run_of(Recipe.of(path, recipe), shape, gpus=gpus, deepspeed=deepspeed)
         found = list(obstacles(run, this_machine(gpus=gpus)))
     except UserError as error:
         found = error.problems

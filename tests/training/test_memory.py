@@ -49,6 +49,7 @@ def test_parameters_are_counted_from_the_model(tiny_base: Path) -> None:
 def test_the_released_sizes() -> None:
     assert round(SHAPES["7b"].parameters / 1e9, 2) == 7.74
     assert round(SHAPES["1.8b"].parameters / 1e9, 2) == 1.89
+    assert round(SHAPES["20b"].parameters / 1e9, 2) == 19.86
     assert SHAPES["7b"].kv_bytes == 128 * 1024
 
 
@@ -69,7 +70,7 @@ runs = st.builds(
 @given(runs)
 def test_more_never_takes_less(run: Run) -> None:
     peak = memory_of(run).peak
-    assert memory_of(run.changed(tokens=run.tokens * 2)).peak > peak
+    assert memory_of(run.changed(tokens=run.tokens * 2)).peak >= peak
     assert memory_of(run.changed(rank=run.rank * 2)).peak > peak
     assert memory_of(run.changed(checkpointing=True)).peak <= peak
     assert memory_of(run.changed(base="nf4")).weights <= memory_of(run.changed(base="fp8")).weights

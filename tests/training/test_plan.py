@@ -55,9 +55,10 @@ def test_the_sizes_are_those_of_the_local_base_or_of_the_name(tiny_base: Path, m
         ("internlm/internlm2-chat-1_8b", "1.8b"),
         ("internlm/internlm2_5-1_8b-chat", "1.8b"),
         ("internlm/internlm2_5-7b-chat", "7b"),
+        ("Shanghai_AI_Laboratory/internlm2-chat-20b", "20b"),
     ):
         assert shape_of(name) == SHAPES[size]
-    for name in ("internlm/internlm2-chat-20b", "someone/model", "someone/x17b"):
+    for name in ("internlm/internlm2-chat-17b", "someone/model", "someone/other-7b"):
         with pytest.raises(UserError, match=name):
             shape_of(name)
     monkeypatch.setenv(base.ENVIRONMENT, str(tiny_base))
