@@ -132,14 +132,12 @@ class ThroughputHook(Hook):
 
     def __init__(self, interval: int = 10) -> None:
         self.interval = interval
-        self._restart()
+        self._tokens, self._since, self._stopped = 0, 0.0, True
 
-    def _restart(self) -> None:
-        self._tokens, self._since = 0, time.perf_counter()
-
-    def before_train_epoch(self, runner: Any) -> None:
-        """Start the clock."""
-        self._restart()
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Start the clock: what validation and sampled replies took is no training time."""
+        if self._stopped:
+            self._tokens, self._since, self._stopped = 0, time.perf_counter(), False
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
@@ -153,11 +151,11 @@ class ThroughputHook(Hook):
             runner.message_hub.update_scalar("train/peak_gib", torch.cuda.max_memory_allocated() / 2**30)
         rate = self._tokens / (time.perf_counter() - self._since)
         runner.message_hub.update_scalar("train/tokens_per_second", rate)
-        self._restart()
+        self._stopped = True
 
-    def after_val(self, runner: Any) -> None:
-        """What validation took is no training time."""
-        self._restart()
+    def before_val(self, runner: Any) -> None:
+        """Stop the clock."""
+        self._stopped = True
 
 
 class RandomStateHook(Hook):

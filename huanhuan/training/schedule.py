@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
-from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
+from mmengine.optim.scheduler.param_scheduler import INF, _ParamScheduler
 
 
 def warmup_cosine(step: int, total: int, warmup: float, final: float = 0.0) -> float:
@@ -34,7 +34,8 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
     def __init__(self, optimizer: Any, *args: Any, warmup: float = 0.03, final: float = 0.0, **kwargs: Any) -> None:
         self.warmup, self.final = warmup, final
         self.total: int | None = None
-        kwargs["by_epoch"] = False
+        # Unless the recipe says by_epoch=False, mmengine fills in an end of one epoch, and a loop of steps has one.
+        kwargs |= {"by_epoch": False, "end": INF}
         super().__init__(optimizer, *args, **kwargs)
 
     def set_total(self, total: int) -> None:
