@@ -149,9 +149,9 @@ class ThroughputHook(Hook):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
             runner.message_hub.update_scalar("train/peak_gib", torch.cuda.max_memory_allocated() / 2**30)
-        rate = self._tokens / (time.perf_counter() - self._since)
-        runner.message_hub.update_scalar("train/tokens_per_second", rate)
-        self._stopped = True
+        now = time.perf_counter()
+        runner.message_hub.update_scalar("train/tokens_per_second", self._tokens / (now - self._since))
+        self._tokens, self._since = 0, now
 
     def before_val(self, runner: Any) -> None:
         """Stop the clock."""
