@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
-import math
 import os
 import random
 import subprocess
@@ -100,6 +99,7 @@ def build(case: Case, base: Path) -> Any:
         attention=case.attention,  # pyright: ignore[reportArgumentType]
         kernels=case.kernels,  # pyright: ignore[reportArgumentType]
         use_activation_checkpointing=case.checkpointing,
+        activation_budget=case.budget,
         fp8_base=case.base == "fp8",
         fused_loss=not case.wide and case.kernels != "plain",
     ).cuda()
@@ -143,10 +143,6 @@ def isolation(model: Any, data: dict[str, Any]) -> bool:
     return bool((before[first:last] == after[first:last]).all()) and not bool((before[:first] == after[:first]).all())
 
 
-def _gemm_4bit_flops(rows: Any, weight: Any, shape: Any, *rest: Any, **named: Any) -> int:
-    return 2 * math.prod(rows) * shape[0]
-
-
 def run_case(name: str, base: Path, folder: Path, others: int) -> dict[str, Any]:
     """Gradients to ``folder/NAME.pt``; loss, milliseconds a layer and MiB a layer as the result."""
     import statistics
@@ -154,13 +150,6 @@ def run_case(name: str, base: Path, folder: Path, others: int) -> dict[str, Any]
     import torch
 
     case = CASES[name]
-    if case.budget < 1:
-        import torch._functorch.config as functorch
-        from torch.utils.flop_counter import register_flop_formula
-
-        functorch.activation_memory_budget = case.budget
-        # Otherwise the partitioner takes a product over NF4 to cost nothing.
-        register_flop_formula(torch.ops.bitsandbytes.gemm_4bit)(_gemm_4bit_flops)
     started = time.time()
     model = build(case, base)
     model.train()

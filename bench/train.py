@@ -10,6 +10,7 @@ training, N the parameters in products, 790 TFLOP/s.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import statistics
@@ -58,6 +59,11 @@ VARIANTS = {
     "original": Variant("bench/original_qlora.py", row_tokens=512),
     "qlora-16gib": Variant("configs/huanhuan_qlora.py", limit_gib=15),
     "qlora-16gib-16k": Variant("configs/huanhuan_qlora.py", packed(16384), steps_factor=0.6, limit_gib=15),
+    "qlora-16gib-compile": Variant(
+        "configs/huanhuan_qlora.py",
+        ("model.kernels=compile", "model.use_activation_checkpointing=False", "model.activation_budget=0.1"),
+        limit_gib=15,
+    ),
     "qlora-fast": Variant("configs/huanhuan_qlora_fast.py"),
     "qlora-liger": Variant("configs/huanhuan_qlora_fast.py", ("model.kernels=liger",)),
     "qlora-fast-16k": Variant("configs/huanhuan_qlora_fast.py", packed(16384), steps_factor=0.6),
@@ -100,7 +106,9 @@ def write_dialogues(path: Path, base: Path, count: int = 2400) -> float:
     return supervised / tokens
 
 
-def run(name: str, variant: Variant, base: Path, folder: Path, steps: int, log: Path) -> dict[str, object]:
+def run(
+    name: str, variant: Variant, base: Path, folder: Path, steps: int, log: Path, limit: int = 400
+) -> dict[str, object]:
     """Train ``variant`` for a few steps; returns what its log says."""
     import os
 
@@ -108,7 +116,7 @@ def run(name: str, variant: Variant, base: Path, folder: Path, steps: int, log: 
     options = [
         f"train_cfg.max_iters={steps}",
         "default_hooks.checkpoint.interval=1000000",
-        "default_hooks.logger.interval=5",
+        "default_hooks.logger.interval=4",
     ]
     if name == "original":
         options += [f"train_dataloader.dataset.dataset.data_files.train={folder / 'train.jsonl'}"]
@@ -119,7 +127,7 @@ def run(name: str, variant: Variant, base: Path, folder: Path, steps: int, log: 
             f"train_dataloader.dataset.path={folder / 'train.jsonl'}",
             f"val_dataloader.dataset.path={folder / 'val.jsonl'}",
             "custom_hooks.0.starters=0",
-            "custom_hooks.2.interval=5",
+            "custom_hooks.2.interval=4",
         ]
     options += ["default_hooks.checkpoint.save_last=False", "default_hooks.checkpoint.save_best=None", *variant.options]
     work = folder / name
@@ -133,7 +141,13 @@ def run(name: str, variant: Variant, base: Path, folder: Path, steps: int, log: 
     with log.open("w") as output:
         try:
             code = subprocess.run(
-                command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False, timeout=400
+                command,
+                cwd=folder,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+                timeout=limit,
             ).returncode
         except subprocess.TimeoutExpired:
             code = -1
@@ -162,8 +176,10 @@ def run(name: str, variant: Variant, base: Path, folder: Path, steps: int, log: 
 @click.argument("names", nargs=-1)
 @click.option("--base", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--steps", type=int, default=40, show_default=True)
+@click.option("--limit", type=int, default=400, show_default=True, help="Seconds a variant may take.")
+@click.option("--option", "extra", multiple=True, help="KEY=VALUE for every recipe but the original.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the logs and train.json.")
-def main(names: tuple[str, ...], base: Path, steps: int, out: Path) -> None:
+def main(names: tuple[str, ...], base: Path, steps: int, limit: int, extra: tuple[str, ...], out: Path) -> None:
     """Measure the VARIANTs (default: all) and print a table."""
     import tempfile
 
@@ -174,7 +190,10 @@ def main(names: tuple[str, ...], base: Path, steps: int, out: Path) -> None:
     print(f"supervised share of the tokens: {share:.1%}", flush=True)
     rows = []
     for name in names or VARIANTS:
-        rows.append(run(name, VARIANTS[name], base.resolve(), folder, steps, out / f"{name}.log"))
+        variant = VARIANTS[name]
+        if name != "original":
+            variant = dataclasses.replace(variant, options=(*variant.options, *extra))
+        rows.append(run(name, variant, base.resolve(), folder, steps, out / f"{name}.log", limit))
         print(json.dumps(rows[-1]), flush=True)
         (out / "train.json").write_text(json.dumps(rows, indent=1))
 

@@ -8,6 +8,7 @@ that compile without a graph break, and logits for the supervised tokens only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -19,6 +20,28 @@ from torch.utils.checkpoint import checkpoint
 from huanhuan.training.attention import Documents, attend
 
 Kernels = Literal["plain", "compile", "liger"]
+
+
+def limit_activations(budget: float) -> None:
+    """Let layers compiled from now on keep this share of their activations and compute the rest again.
+
+    Between 0 (only each layer's input is kept, as by checkpointing) and 1. It holds for the whole process:
+    torch.compile reads it when it divides a layer's graph into forward and backward, and keeps what costs most
+    to compute, which it judges by floating-point operations.
+    """
+    from torch._functorch import config
+    from torch.utils.flop_counter import flop_registry, shape_wrapper
+
+    config.activation_memory_budget = budget
+    # PyTorch's own formula refuses fewer key heads than query heads; tokens of a dialogue guessed at 256.
+    attention: Any = torch.ops.aten._flash_attention_forward
+    flop_registry[attention] = shape_wrapper(lambda query, *rest, **named: 4 * math.prod(query) * 256)
+    try:
+        product: Any = torch.ops.bitsandbytes.gemm_4bit
+    except AttributeError:
+        return
+    # Without a formula, a product over NF4 would count as free.
+    flop_registry[product] = shape_wrapper(lambda rows, weight, shape, *rest, **named: 2 * math.prod(rows) * shape[0])
 
 
 def rotary_tables(config: Any, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

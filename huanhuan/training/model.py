@@ -8,12 +8,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers.integrations import is_deepspeed_zero3_enabled
 from xtuner.model import SupervisedFinetune
 
 from huanhuan.errors import UserError
 from huanhuan.training.attention import Kernel, choose_kernel, locate_documents
 from huanhuan.training.fp8 import freeze_in_fp8, supports_fp8
-from huanhuan.training.layers import Kernels, decoder_layer, hidden_states
+from huanhuan.training.layers import Kernels, decoder_layer, hidden_states, limit_activations
 from huanhuan.training.loss import summed_cross_entropy, supervised_positions
 from huanhuan.training.zero3 import gathered_loss, is_partitioned, make_leaves, through_module
 
@@ -26,6 +27,8 @@ class PackedFinetune(SupervisedFinetune):
     - ``attention``: "auto", "flex", "varlen" or "sdpa" (:mod:`huanhuan.training.attention`);
     - ``kernels``: "plain", "compile" (each decoder layer through torch.compile) or "liger"; on a CPU always
       "plain";
+    - ``activation_budget``: with "compile", the share of its activations that a layer keeps; the rest is computed
+      again in the backward pass, as ``use_activation_checkpointing`` does with all of them;
     - ``fused_loss``: liger-kernel's fused linear cross-entropy; on a CPU a chunked one of the same value;
     - ``fp8_base``: the frozen layers under LoRA adapters in FP8 (:mod:`huanhuan.training.fp8`);
     - ``adapter_dtype``: of the LoRA weights. float32 keeps small updates from being rounded away, and the
@@ -39,6 +42,7 @@ class PackedFinetune(SupervisedFinetune):
         *,
         attention: Kernel = "auto",
         kernels: Kernels = "plain",
+        activation_budget: float = 1.0,
         fused_loss: bool = True,
         fp8_base: bool = False,
         adapter_dtype: torch.dtype = torch.float32,
@@ -52,6 +56,7 @@ class PackedFinetune(SupervisedFinetune):
         super().__init__(llm, lora=lora, use_activation_checkpointing=False, **kwargs)
         self.attention: Kernel = attention
         self.kernels: Kernels = kernels
+        self.activation_budget = activation_budget
         self.fused_loss = fused_loss
         self.checkpointing = use_activation_checkpointing
         self.partitioned = is_partitioned()
@@ -78,7 +83,9 @@ class PackedFinetune(SupervisedFinetune):
         return cfg
 
     def _dispatch_lm_model_cfg(self, cfg: Any, max_position_embeddings: int | None = None) -> Any:
-        """Also on a machine without CUDA."""
+        """Also on a machine without CUDA; the weights shard by shard where they are not divided among GPUs."""
+        if not is_deepspeed_zero3_enabled():
+            cfg.setdefault("low_cpu_mem_usage", True)
         if not torch.cuda.is_available() and getattr(cfg, "quantization_config", None) is not None:
             let_transformers_quantise_on_cpu()
         return super()._dispatch_lm_model_cfg(cfg, max_position_embeddings)
@@ -126,6 +133,8 @@ class PackedFinetune(SupervisedFinetune):
 
     @functools.cached_property
     def _compiled_layer(self) -> Callable[..., Tensor]:
+        if self.activation_budget < 1:
+            limit_activations(self.activation_budget)
         return cast("Callable[..., Tensor]", torch.compile(decoder_layer))
 
     def _hidden_states(self, data: dict[str, Any]) -> Tensor:
