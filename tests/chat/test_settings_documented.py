@@ -13,7 +13,7 @@ GUIDES = "".join((ROOT / "docs" / name).read_text("utf-8") for name in ("deploy.
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # type: ignore[import-not-found]
 
 
 def settings(text: str) -> set[str]:

@@ -46,7 +46,7 @@ def served(command: list[str], port: int, log: Path, **environ: str) -> Iterator
             [sys.executable, *command], stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environ}
         )
         try:
-            end = time.monotonic() + 60
+            end = time.monotonic() + 150
             while health(port).get("state") != "ready":
                 assert process.poll() is None and time.monotonic() < end, log.read_text("utf-8", "replace")
                 time.sleep(0.1)
