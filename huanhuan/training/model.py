@@ -16,7 +16,7 @@ from huanhuan.training.attention import Kernel, choose_kernel, locate_documents
 from huanhuan.training.fp8 import freeze_in_fp8, supports_fp8
 from huanhuan.training.layers import Kernels, decoder_layer, hidden_states, limit_activations
 from huanhuan.training.loss import summed_cross_entropy, supervised_positions
-from huanhuan.training.zero3 import gathered_loss, is_partitioned, make_leaves, through_module
+from huanhuan.training.zero3 import gathered_loss, is_partitioned, join_lone_process, make_leaves, through_module
 
 
 class PackedFinetune(SupervisedFinetune):
@@ -49,6 +49,7 @@ class PackedFinetune(SupervisedFinetune):
         use_activation_checkpointing: bool = False,
         **kwargs: Any,
     ) -> None:
+        join_lone_process()
         self.adapter_dtype = adapter_dtype
         self.fp8_base = fp8_base
         # XTuner would switch on the checkpointing of the released code's own forward, which is not the one

@@ -11,6 +11,8 @@ process whatever its pack holds.
 from __future__ import annotations
 
 import functools
+import os
+import socket
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -25,6 +27,19 @@ def is_partitioned() -> bool:
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     return is_deepspeed_zero3_enabled()
+
+
+def join_lone_process() -> None:
+    """Let DeepSpeed start in a process that no launcher started: without these variables it looks for MPI."""
+    from transformers.integrations import deepspeed as integration
+
+    if integration.deepspeed_config() is None or "RANK" in os.environ:
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def make_leaves(modules: Iterable[nn.Module]) -> None:
