@@ -120,6 +120,8 @@ class Run:
     adapter_bytes: int = 4
     optimiser: Optimiser = "adamw"
     checkpointing: bool = False
+    budget: float = 1.0
+    """Share of a compiled layer's activations that is kept; the rest is computed again."""
     tokens: int = 8192
     """Of one forward pass: the pack's length times the batch size."""
     supervised: float = 0.4
@@ -254,7 +256,8 @@ def _activations(run: Run) -> float:
         kept = shape.layers * shape.hidden * token
         backward += layer * token
     else:
-        kept = shape.layers * layer * token
+        kept = shape.layers * (shape.hidden + run.budget * (layer - shape.hidden)) * token
+        backward += (1 - run.budget) * layer * token
         if run.rank and run.adapter_bytes != run.dtype_bytes:
             # LoRA's products run in the base's dtype: copies of the adapters live until the backward pass.
             kept += shape.adapter_parameters(run.rank, run.targets) * run.dtype_bytes

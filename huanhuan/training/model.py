@@ -144,6 +144,9 @@ class PackedFinetune(SupervisedFinetune):
         model = self.causal_lm
         on_gpu = input_ids.device.type == "cuda"
         kernels: Kernels = self.kernels if on_gpu else "plain"
+        if self.partitioned and kernels == "compile":
+            # Weights that come and go, and DeepSpeed's own F.linear, are nothing to compile.
+            kernels = "liger"
         # Validation packs differ in length: compiling for them would cost more than it saves.
         compiled = kernels == "compile" and self.training
         kernel = choose_kernel(self.attention, input_ids.device, model.dtype, compiled=compiled)

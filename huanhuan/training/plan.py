@@ -187,6 +187,7 @@ def run_of(
         adapter_bytes=_bytes_of(model.get("adapter_dtype", "float32")),
         optimiser=OPTIMISERS[optimiser],
         checkpointing=bool(model.get("use_activation_checkpointing")),
+        budget=float(model.get("activation_budget", 1.0)) if model.get("kernels") == "compile" else 1.0,
         tokens=tokens,
         supervised=data.share if data else 0.4,
         accumulation=int(wrapper.get("accumulative_counts") or 1),

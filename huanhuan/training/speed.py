@@ -122,11 +122,14 @@ def speed_of(run: Run, card: Card | None, *, cores: int = 0) -> Speed | None:
         )
     if not card.tflops:
         return None
-    key = (run.base, trained, run.checkpointing)
-    # Checkpointing runs the forward pass once more: four passes' worth instead of three.
-    rate = MEASURED_TOKENS.get(key) or MEASURED_TOKENS[run.base, trained, not run.checkpointing] * 0.7
+    kept = _measured(run, trained, run.checkpointing)
+    if run.budget < 1 and not run.checkpointing:
+        # What is not kept costs what checkpointing costs.
+        kept = 1 / (run.budget / kept + (1 - run.budget) / _measured(run, trained, True))
+    rate = kept
+    exact = (run.base, trained, run.checkpointing) in MEASURED_TOKENS and run.budget == 1
     rate *= MEASURED_PRODUCTS / weights_in_products(run)
-    measured = card.name == MEASURED_ON and key in MEASURED_TOKENS and run.shape.hidden == 4096
+    measured = card.name == MEASURED_ON and exact and run.shape.hidden == 4096
     if measured:
         return Speed(rate * factor, f"在 {MEASURED_ON} 上实测 / measured on an {MEASURED_ON}{several}")
     rate *= card.tflops / next(each.tflops for each in CARDS if each.name == MEASURED_ON)
@@ -134,3 +137,10 @@ def speed_of(run: Run, card: Card | None, *, cores: int = 0) -> Speed | None:
         rate * factor,
         f"按峰值由 {MEASURED_ON} 的实测推算 / scaled by peak from what was measured on an {MEASURED_ON}{several}",
     )
+
+
+def _measured(run: Run, trained: str, checkpointing: bool) -> float:
+    """Tokens per second of the 7B model on the card of the table."""
+    found = MEASURED_TOKENS.get((run.base, trained, checkpointing))
+    # Checkpointing runs the forward pass once more: four passes' worth instead of three.
+    return found or MEASURED_TOKENS[run.base, trained, not checkpointing] * (0.7 if checkpointing else 1 / 0.7)
