@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -145,16 +144,20 @@ def test_sharded_training_resume_and_merge(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
-def test_lora_under_zero_is_merged(train: Callable[..., Trained], tiny_base: Path, tmp_path: Path, stage: int) -> None:
-    options: tuple[Any, ...] = ("huanhuan_lora", *FULL[1:], "model.lora.r=4", "--nproc", "2")
-    run = train(f"lora{stage}", *options, "--deepspeed", f"deepspeed_zero{stage}")
-    losses = run.scalars("loss")
-    assert losses[STEPS] < losses[1]
+def test_lora_under_zero(train: Callable[..., Trained], tiny_base: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
+    lora = ("huanhuan_lora", *FULL[1:])
+    # DeepSpeed's runner here too: it draws the adapters' first weights from the same numbers.
+    alone = train("lora-alone", *lora, "--deepspeed", "deepspeed_zero2", "train_dataloader.batch_size=2")
     before = load_file(tiny_base / "model.safetensors")
-    after = merged(run, tiny_base, tmp_path / "merged")
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    expected = merged(alone, tiny_base, tmp_path / "alone")
+    changed = {name for name in before if not torch.equal(before[name], expected[name])}
     assert changed
     assert all(".layers." in name and "norm" not in name for name in changed)
+    for stage in (2, 3):
+        run = train(f"lora-{stage}", *lora, "--deepspeed", f"deepspeed_zero{stage}", "--nproc", "2")
+        assert_same_curve(run, alone)
+        whole = merged(run, tiny_base, tmp_path / str(stage))
+        for tensor in expected:
+            torch.testing.assert_close(whole[tensor], expected[tensor], rtol=1e-3, atol=1e-5)
