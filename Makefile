@@ -15,6 +15,8 @@ UV_VERSION := 0.13.9
 BIN := $(abspath $(VENV))/bin
 # A change of the lock file asks for a new set-up; an interrupted one leaves no stamp.
 READY := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
+# Nothing is compiled on a CPU; importing the compiler would start worker processes all the same.
+export TORCHINDUCTOR_COMPILE_THREADS ?= 1
 # `xtuner train` starts `python` from PATH.
 export PATH := $(BIN):$(PATH)
 

@@ -239,12 +239,13 @@ def kernels_agree() -> list[dict[str, Any]]:
     def error(got: Any, want: Any) -> float:
         return float((got.float() - want).norm() / want.norm())
 
-    reference = attend(*wide, locate_documents(starts, TOKENS, 512, "sdpa"))
+    query, key, value = wide
+    reference = attend(query, key, value, locate_documents(starts, TOKENS, 512, "sdpa"))
     wanted = torch.autograd.grad(reference, wide, upstream)
     for kernel in ("sdpa", "varlen", "flex"):
         narrow = [each.detach().bfloat16().requires_grad_() for each in wide]
         documents = locate_documents(starts, TOKENS, 512, kernel)
-        function = torch.compile(attend) if kernel == "flex" else attend
+        function: Any = torch.compile(attend) if kernel == "flex" else attend
         output = function(*narrow, documents)
         gradients = torch.autograd.grad(output, narrow, upstream.bfloat16())
         errors = [error(output, reference), *(error(a, b) for a, b in zip(gradients, wanted, strict=True))]

@@ -45,7 +45,7 @@ def curve(base: Path, data: Path, steps: int, seed: int, fp8: bool) -> list[floa
     # So small a base learns replies by heart only with an adapter on its head too; that stays in bfloat16.
     targets = ["wqkv", "wo", "w1", "w2", "w3", "output"]
     lora = LoraConfig(r=64, lora_alpha=128, target_modules=targets, task_type="CAUSAL_LM")
-    model = PackedFinetune(llm, lora=lora, fp8_base=fp8).to(device)
+    model: Any = PackedFinetune(llm, lora=lora, fp8_base=fp8).to(device)
     model.train()
     dialogues = DialogueDataset(str(data.resolve()), tokenizer, max_length=512).dialogues
     weights = [each for each in model.parameters() if each.requires_grad]

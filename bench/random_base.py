@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -32,6 +33,8 @@ def build(out: Path, shape: str = "7b", layers: int | None = None) -> None:
     tokenizer = build_tokenizer(lines * 3, out, 1800)
     InternLM2Config.register_for_auto_class()
     InternLM2ForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+    settings: dict[str, Any] = SHAPES[shape] | ({"num_hidden_layers": layers} if layers else {})
+    ids: dict[str, Any] = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = InternLM2Config(
         vocab_size=92544,
         num_key_value_heads=8,
@@ -40,13 +43,11 @@ def build(out: Path, shape: str = "7b", layers: int | None = None) -> None:
         rope_scaling={"type": "dynamic", "factor": 2.0},
         bias=False,
         rms_norm_eps=1e-5,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **ids,
         tie_word_embeddings=False,
         attn_implementation="eager",
         torch_dtype="bfloat16",
-        **(SHAPES[shape] | ({"num_hidden_layers": layers} if layers else {})),
+        **settings,
     )
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)

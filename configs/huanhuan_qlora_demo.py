@@ -22,13 +22,15 @@ model.lora.target_modules = ["wqkv", "wo", "w1", "w2", "w3", "output"]
 model.use_activation_checkpointing = False
 model.kernels = "plain"
 
-train_dataloader.update(batch_size=8, collate_fn=dict(pad_to=None))
-train_dataloader.dataset.update(max_length=512, pack_length=None)
+# Four whole scenes a step; small packs need no padding on a CPU
+train_dataloader.update(batch_size=4, collate_fn=dict(pad_to=None))
+train_dataloader.dataset.update(max_length=1024, pack_length=None)
 
+steps = 450
 optim_wrapper.optimizer.lr = 2e-3
 param_scheduler = [
     dict(type=LinearLR, start_factor=1e-2, by_epoch=False, begin=0, end=30),
-    dict(type=LinearLR, start_factor=1.0, end_factor=0.0, by_epoch=False, begin=30, end=1000),
+    dict(type=LinearLR, start_factor=1.0, end_factor=0.0, by_epoch=False, begin=30, end=steps),
 ]
-train_cfg.update(max_iters=1000, max_epochs=None, validations=2)
-default_hooks.logger.interval = 50
+train_cfg.update(max_iters=steps, max_epochs=None, validations=1)
+default_hooks.logger.interval = 25

@@ -1,7 +1,7 @@
 """huanhuan_qlora for a card with memory to spare (48 GB): nothing is computed twice, layers are compiled.
 
-    xtuner train configs/huanhuan_qlora_fast.py
-    python tools/merge_hf.py configs/huanhuan_qlora_fast.py --out models/huanhuan
+xtuner train configs/huanhuan_qlora_fast.py
+python tools/merge_hf.py configs/huanhuan_qlora_fast.py --out models/huanhuan
 """
 
 from mmengine.config import read_base

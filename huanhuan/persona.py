@@ -12,7 +12,7 @@ from huanhuan.errors import Problems, UserError
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ def _parse(values: dict[str, Any], path: Path) -> Persona:
             problems.add(f"{path}: [{key}] 未知字段 / unknown key: use one of {', '.join(_KEYS)}")
     for key in _TEXTS:
         if not _is_text(values.get(key)):
-            problems.add(f"{path}: [{key}] 需要非空文字 / must be a non-empty string: add {key} = \"…\"")
+            problems.add(f'{path}: [{key}] 需要非空文字 / must be a non-empty string: add {key} = "…"')
     for key in _LISTS:
         _check_texts(values.get(key, []), f"{path}: [{key}]", problems)
     if not values.get("starters"):
-        problems.add(f"{path}: [starters] 至少要有一句开场白 / needs at least one line: add starters = [\"…\"]")
+        problems.add(f'{path}: [starters] 至少要有一句开场白 / needs at least one line: add starters = ["…"]')
     identity = values.get("identity", [])
     if not isinstance(identity, list) or not all(isinstance(entry, dict) for entry in identity):
         problems.add(f"{path}: [identity] 需要 [[identity]] 表 / must be [[identity]] tables: see data/README.md")
@@ -87,7 +87,7 @@ def _parse(values: dict[str, Any], path: Path) -> Persona:
         for key in ("questions", "answers"):
             place = f"{path}: [identity #{number}.{key}]"
             if not entry.get(key):
-                problems.add(f"{place} 不能为空 / must not be empty: add {key} = [\"…\"]")
+                problems.add(f'{place} 不能为空 / must not be empty: add {key} = ["…"]')
             else:
                 _check_texts(entry[key], place, problems)
     problems.raise_if_any()

@@ -14,7 +14,17 @@ from typing import Any, Literal, TypedDict
 START = "<|im_start|>"
 END = "<|im_end|>"
 # Every token that InternLM2's tokenizer reads as one control token wherever it stands in a text.
-CONTROL_TOKENS = (START, END, "<|action_start|>", "<|action_end|>", "<|interpreter|>", "<|plugin|>", "<s>", "</s>", "<unk>")
+CONTROL_TOKENS = (
+    START,
+    END,
+    "<|action_start|>",
+    "<|action_end|>",
+    "<|interpreter|>",
+    "<|plugin|>",
+    "<s>",
+    "</s>",
+    "<unk>",
+)
 
 
 class Message(TypedDict):

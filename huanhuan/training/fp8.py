@@ -6,7 +6,7 @@ row by row on the way in. Only LoRA trains beside it, so there is no weight grad
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,8 @@ class FrozenFP8Linear(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """``(tokens, in_features)`` to ``(tokens, out_features)``."""
-        return _FrozenProduct.apply(states, self.weight, self.scale, self.transposed, self.transposed_scale)
+        product = _FrozenProduct.apply(states, self.weight, self.scale, self.transposed, self.transposed_scale)
+        return cast(Tensor, product)
 
 
 def freeze_in_fp8(model: nn.Module, device: torch.device) -> int:

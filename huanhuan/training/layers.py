@@ -9,8 +9,8 @@ that compile without a graph break, and logits for the supervised tokens only.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ def rotary_tables(config: Any, positions: Tensor, dtype: torch.dtype) -> tuple[T
 
     Raises: ValueError for another kind of scaling, or a dialogue longer than the model's context.
     """
-    scaling = getattr(config, "rope_scaling", None) or {"type": "dynamic"}
+    scaling: dict[str, Any] = getattr(config, "rope_scaling", None) or {"type": "dynamic"}
     if scaling["type"] not in ("dynamic", "linear"):
         raise ValueError(f"rope_scaling {scaling['type']!r} is not InternLM2's: use dynamic or linear")
     head_dim = config.hidden_size // config.num_attention_heads
@@ -74,7 +74,8 @@ def _rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, kernels: Kerne
         from liger_kernel.ops.rope import LigerRopeFunction
 
         query, key = (each.transpose(0, 1).unsqueeze(0) for each in (query, key))
-        query, key = LigerRopeFunction.apply(query, key, cos.unsqueeze(0), sin.unsqueeze(0))
+        rotate = cast("Callable[..., tuple[Tensor, Tensor]]", LigerRopeFunction.apply)
+        query, key = rotate(query, key, cos.unsqueeze(0), sin.unsqueeze(0))
         return query.squeeze(0).transpose(0, 1), key.squeeze(0).transpose(0, 1)
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     return query * cos + _rotate_half(query) * sin, key * cos + _rotate_half(key) * sin
@@ -84,7 +85,8 @@ def _norm(module: nn.Module, states: Tensor, kernels: Kernels) -> Tensor:
     if kernels == "liger":
         from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
-        return LigerRMSNormFunction.apply(states, module.weight, module.variance_epsilon, 0.0, "llama", False)
+        normalise = cast("Callable[..., Tensor]", LigerRMSNormFunction.apply)
+        return normalise(states, module.weight, module.variance_epsilon, 0.0, "llama", False)
     return module(states)
 
 
@@ -141,7 +143,7 @@ def decoder_layer(
     if kernels == "liger":
         from liger_kernel.ops.swiglu import LigerSiLUMulFunction
 
-        inner = LigerSiLUMulFunction.apply(gate, up)
+        inner = cast(Tensor, LigerSiLUMulFunction.apply(gate, up))
     else:
         inner = F.silu(gate) * up
     return linear(feed_forward.w2, inner, states)
@@ -171,7 +173,7 @@ def hidden_states(
     for layer in decoder.layers:
         arguments = (layer, states, cos, sin, documents, kernels)
         if checkpointing and torch.is_grad_enabled():
-            states = checkpoint(layer_function, *arguments, use_reentrant=False)
+            states = cast(Tensor, checkpoint(layer_function, *arguments, use_reentrant=False))
         else:
             states = layer_function(*arguments)
     return _norm(decoder.norm, states, kernels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,11 +44,11 @@ def summed_cross_entropy(hidden: Tensor, head: nn.Module, targets: Tensor, *, fu
         loss = liger_fused_linear_cross_entropy(
             hidden, head.weight, targets, head.bias, ignore_index=IGNORE, reduction="sum", chunk_mem_const=budget
         )
-        return loss.float()
+        return cast(Tensor, loss).float()
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
     for part, target in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
         if hidden.requires_grad and len(hidden) > CHUNK:
-            total = total + checkpoint(_chunk_loss, part, head, target, use_reentrant=False)
+            total = total + cast(Tensor, checkpoint(_chunk_loss, part, head, target, use_reentrant=False))
         else:
             total = total + _chunk_loss(part, head, target)
     return total

@@ -95,7 +95,7 @@ class PackedFinetune(SupervisedFinetune):
         """Build the base without XTuner's dispatch, which replaces methods of modules that training bypasses."""
         if isinstance(llm_cfg, dict):
             llm_cfg = self._dispatch_lm_model_cfg(llm_cfg, max_position_embeddings)
-        llm = self._build_from_cfg_or_module(llm_cfg)
+        llm: Any = self._build_from_cfg_or_module(llm_cfg)
         llm.config.use_cache = False
         for module in llm.modules():
             # On a CPU with AVX512-BF16, bitsandbytes repacks NF4 weights the first time a layer runs in eval
@@ -113,8 +113,9 @@ class PackedFinetune(SupervisedFinetune):
         from mmengine.runner import load_checkpoint
         from peft import get_peft_model
 
-        self.llm.requires_grad_(False)
-        self.llm = get_peft_model(self.llm, self.lora, autocast_adapter_dtype=False)
+        base: Any = self.llm.requires_grad_(False)
+        adapter: Any = self.lora
+        self.llm = get_peft_model(base, adapter, autocast_adapter_dtype=False)
         for parameter in self.llm.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(self.adapter_dtype)
@@ -130,7 +131,8 @@ class PackedFinetune(SupervisedFinetune):
     @property
     def causal_lm(self) -> Any:
         """The InternLM2ForCausalLM itself, without PEFT's wrapper."""
-        return self.llm.get_base_model() if self.use_lora else self.llm
+        llm: Any = self.llm
+        return llm.get_base_model() if self.use_lora else llm
 
     @functools.cached_property
     def _compiled_layer(self) -> Callable[..., Tensor]:

@@ -38,10 +38,11 @@ def test_sets_the_rate_of_each_step() -> None:
 
 def test_resumes_where_it_was() -> None:
     parameter = torch.nn.Parameter(torch.zeros(1))
-    first = WarmupCosineLR(OptimWrapper(torch.optim.SGD([parameter], lr=1.0)))
+    stepped = torch.optim.SGD([parameter], lr=1.0)
+    first = WarmupCosineLR(OptimWrapper(stepped))
     first.set_total(20)
     for _ in range(7):
-        first.optimizer.optimizer.step()
+        stepped.step()
         first.step()
     optimiser = torch.optim.SGD([parameter], lr=1.0)
     second = WarmupCosineLR(OptimWrapper(optimiser))
