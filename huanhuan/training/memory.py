@@ -243,9 +243,11 @@ def _optimiser(run: Run, trained: int, width: int) -> tuple[float, float]:
 def _activations(run: Run) -> float:
     """The most that is held between the first layer's forward and its backward pass."""
     shape, token = run.shape, run.tokens * run.dtype_bytes
-    # A layer keeps both residual inputs, both norms' outputs and the attention's, queries, keys and values, and
-    # gate, up and their product; and what LoRA's first matrices return.
-    layer = 5 * shape.hidden + shape.fused + 3 * shape.intermediate
+    # Attention keeps its queries and keys, rotated, beside the projection that they and the values are part of.
+    attention = shape.fused + (shape.heads + shape.kv_heads) * shape.head_size
+    # A layer keeps both residual inputs, both norms' outputs and the attention's, and gate, up and their product;
+    # and what LoRA's first matrices return.
+    layer = 5 * shape.hidden + attention + 3 * shape.intermediate
     layer += run.rank * sum(name != "output" for name in run.targets)
     # Gradients that meet in a layer's backward pass: of gate and up and of the residual.
     backward = (2 * shape.intermediate + shape.hidden) * token
@@ -256,8 +258,10 @@ def _activations(run: Run) -> float:
         kept = shape.layers * shape.hidden * token
         backward += layer * token
     else:
-        kept = shape.layers * (shape.hidden + run.budget * (layer - shape.hidden)) * token
-        backward += (1 - run.budget) * layer * token
+        # Attention is never computed again, so that what it takes and gives stays whatever the budget.
+        part = max(run.budget * layer, 3 * shape.hidden + attention)
+        kept = shape.layers * part * token
+        backward += (layer - part) * token
         if run.rank and run.adapter_bytes != run.dtype_bytes:
             # LoRA's products run in the base's dtype: copies of the adapters live until the backward pass.
             kept += shape.adapter_parameters(run.rank, run.targets) * run.dtype_bytes

@@ -76,16 +76,17 @@ def find_card(name: str) -> Card | None:
     return next((card for card in CARDS if name and name in card.name.lower()), None)
 
 
-# Tokens per second on one H200, InternLM2-7B in packs of 8,192 (16,384 with checkpointing), by base, what is
-# trained ("lora" or "full") and checkpointing: bench/README.md.
+# Tokens per second on one H200, InternLM2-7B in packs of 8,192, by base, what is trained ("lora" or "full") and
+# checkpointing, from `bench/train.py`; the two with checkpointing over an uncompressed base are of packs of 16,384
+# in another loop.
 MEASURED_ON = "H200"
 MEASURED_TOKENS = {
-    ("nf4", "lora", False): 17_436,
-    ("nf4", "lora", True): 10_765,
-    ("plain", "lora", False): 18_023,
+    ("nf4", "lora", False): 16_962,
+    ("nf4", "lora", True): 12_137,
+    ("plain", "lora", False): 17_321,
     ("plain", "lora", True): 12_222,
-    ("fp8", "lora", False): 25_667,
-    ("plain", "full", False): 9_500,
+    ("fp8", "lora", False): 25_569,
+    ("plain", "full", False): 9_118,
     ("plain", "full", True): 8_662,
 }
 MEASURED_PRODUCTS = 7.36e9
