@@ -21,6 +21,9 @@ from huanhuan.paths import DATA, MODELS
 from huanhuan.persona import load_persona
 from huanhuan.template import Message, encode, stop_ids
 
+# The model takes minutes to make: `make test-slow` makes it first.
+pytestmark = pytest.mark.slow
+
 PERSONA = load_persona(DATA / "huanhuan/persona.toml")
 RECOGNISABLE, UNRELATED = 80, 30  # chrF
 

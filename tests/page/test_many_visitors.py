@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import threading
 import time
 from collections.abc import Iterator
@@ -46,23 +45,11 @@ def test_twenty_sessions_at_once(slow: int) -> None:
     most = [0]
 
     def visit(number: int) -> None:
-        chance = random.Random(number)
         try:
             visitor = Visitor(slow)
             for turn in range(3):
                 text = f"访客{number}说第{turn}句话"
                 visitor.send(text)
-                if chance.random() < 0.25:
-                    # Somebody who presses stop as soon as the reply has begun.
-                    visitor.read_until(lambda: visitor.has_button("stop"))
-                    visitor.click("stop")
-                    visitor.until_idle()
-                    if not f"回「{text}」第{turn + 1}句".startswith(visitor.bubbles[-1].removesuffix(" ▌")):
-                        # A reply stopped before its first word is forgotten; what was said last remains.
-                        if visitor.bubbles[-1] != text:
-                            wrong.append(f"{text}: {visitor.bubbles[-1]}")
-                        return
-                    continue
                 visitor.until_idle()
                 if text not in visitor.bubbles[-2] or f"回「{text}」" not in visitor.bubbles[-1]:
                     wrong.append(f"{text}: {visitor.bubbles[-2:]}")
