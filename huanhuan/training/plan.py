@@ -73,7 +73,27 @@ class Recipe:
     @property
     def batch_size(self) -> int:
         """Packs, or dialogues, of one forward pass."""
-        return int((self.values.get("train_dataloader") or {}).get("batch_size") or 1)
+        own = (self.values.get("train_dataloader") or {}).get("batch_size")
+        return int(self.trainer.get("per_device_train_batch_size") or own or 1)
+
+    @property
+    def trainer(self) -> Mapping[str, Any]:
+        """Settings of Transformers' Trainer; empty if XTuner's own loop trains."""
+        return (self.values.get("training_args") or {}) if self.values.get("framework") == "huggingface" else {}
+
+    @property
+    def accumulation(self) -> int:
+        """Packs per optimiser step and GPU."""
+        own = (self.values.get("optim_wrapper") or {}).get("accumulative_counts")
+        return int(self.trainer.get("gradient_accumulation_steps") or own or 1)
+
+    @property
+    def passes(self) -> Mapping[str, Any]:
+        """``max_iters`` or ``max_epochs``, and how many ``validations``."""
+        if not self.trainer:
+            return self.values.get("train_cfg") or {}
+        steps, epochs = int(self.trainer.get("max_steps") or -1), self.trainer.get("num_train_epochs", 3)
+        return {"max_iters": steps * self.accumulation if steps > 0 else None, "max_epochs": epochs}
 
     def data_file(self, loader: str = "train_dataloader") -> str | None:
         """The training file, or that of ``val_dataloader``."""
@@ -83,8 +103,8 @@ class Recipe:
         return (self.values.get(name) or {}).get("dataset") or {}
 
     def hook(self, name: str) -> Mapping[str, Any]:
-        """The settings of the custom hook whose class is ``name``; empty if the recipe has none."""
-        hooks = self.values.get("custom_hooks") or []
+        """The settings of the custom hook whose class is ``name``; empty if the recipe runs none."""
+        hooks = [] if self.trainer else self.values.get("custom_hooks") or []
         return next((each for each in hooks if str(each.get("type", "")).endswith(name)), {})
 
 
@@ -190,7 +210,7 @@ def run_of(
         budget=float(model.get("activation_budget", 1.0)) if model.get("kernels") == "compile" else 1.0,
         tokens=tokens,
         supervised=data.share if data else 0.4,
-        accumulation=int(wrapper.get("accumulative_counts") or 1),
+        accumulation=recipe.accumulation,
         gpus=gpus,
         zero=stage,
         offload_optimiser=offload,
@@ -330,7 +350,7 @@ def make_plan(recipe: Recipe, machine: Machine, deepspeed: str | None = None) ->
     run = run_of(recipe, shape, gpus=machine.gpus, deepspeed=deepspeed, data=data)
     packs = data.packs(recipe.pack_length)
     per_pass = recipe.batch_size * run.gpus
-    settings = recipe.values.get("train_cfg") or {}
+    settings = recipe.passes
     # XTuner's loop: an epoch is the passes that one process makes.
     passes = settings.get("max_iters") or -(-packs // per_pass) * float(settings.get("max_epochs") or 1)
     width = recipe.pack_length or data.tokens / packs

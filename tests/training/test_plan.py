@@ -49,6 +49,17 @@ def test_the_switches_are_read_from_the_recipe() -> None:
     assert run_of(Recipe.read(find_recipe("huanhuan_lora_fp8")), SHAPES["7b"]).base == "fp8"
 
 
+def test_transformers_trainer_has_settings_of_its_own() -> None:
+    overrides = ["training_args.gradient_accumulation_steps=4", "training_args.num_train_epochs=2"]
+    planned = plan_for("huanhuan_lora_transformers", *overrides, card="H200")
+    assert planned.run.changed(accumulation=1, reply_tokens=0) == run_of(
+        Recipe.read(find_recipe("huanhuan_lora")), SHAPES["7b"], data=planned.data
+    ).changed(reply_tokens=0)
+    assert planned.run.accumulation == 4
+    assert planned.positions == 2 * planned.data.packs(8192) * 8192
+    assert planned.validation_tokens == planned.reply_tokens == 0
+
+
 def test_the_sizes_are_those_of_the_local_base_or_of_the_name(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, size in (
         ("internlm/internlm2-chat-7b", "7b"),
