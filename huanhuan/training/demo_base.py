@@ -115,11 +115,14 @@ def _check_space(out: Path) -> None:
 def _build(folder: Path, texts: BaseTexts, settings: DemoBaseSettings, *, progress: bool) -> float:
     """Write the base into ``folder``; return the mean loss of its last 20 steps."""
     import torch
+    import transformers
 
     from huanhuan.training.pretrain import pretrain
     from huanhuan.training.tiny_base import level_chat_markers, random_model, save_base
     from huanhuan.training.tiny_tokenizer import build_tokenizer
 
+    # It has advice for the authors of the modelling code.
+    transformers.logging.set_verbosity_error()
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:

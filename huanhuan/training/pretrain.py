@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,9 @@ def pretrain(
     optimiser = _optimiser(model, settings)
     losses: list[float] = []
     model.train()
-    bar = tqdm(range(settings.steps), desc="预训练 / pretraining", unit="step", disable=not progress)
+    # A log file gets a line every few seconds, a terminal a bar that moves.
+    every = 0.1 if sys.stderr.isatty() else 5.0
+    bar = tqdm(range(settings.steps), desc="预训练 / pretraining", unit="step", mininterval=every, disable=not progress)
     for step in bar:
         for group in optimiser.param_groups:
             group["lr"] = settings.lr * lr_factor(step, settings)
