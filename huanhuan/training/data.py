@@ -79,6 +79,7 @@ class DialogueDataset(Dataset[list[Dialogue]]):
             raise UserError(f"pack_length {pack_length} < max_length {max_length}: 调大前者 / raise the former")
         validate_file(file).raise_if_errors()
         tokenizer = BUILDER.build(tokenizer) if isinstance(tokenizer, dict) else tokenizer
+        self.pack_length = pack_length
         self.dialogues = _encode_file(file, tokenizer, max_length)
         lengths = [len(each.input_ids) for each in self.dialogues]
         self.packs = (

@@ -33,6 +33,8 @@ class PackedFinetune(SupervisedFinetune):
     - ``fp8_base``: the frozen layers under LoRA adapters in FP8 (:mod:`huanhuan.training.fp8`);
     - ``adapter_dtype``: of the LoRA weights. float32 keeps small updates from being rounded away, and the
       products still run in the base's dtype.
+
+    ``device_map`` is what XTuner adds to the recipe under ``framework = "huggingface"``; the trainer places the model.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class PackedFinetune(SupervisedFinetune):
         fp8_base: bool = False,
         adapter_dtype: torch.dtype = torch.float32,
         use_activation_checkpointing: bool = False,
+        device_map: Any = None,
         **kwargs: Any,
     ) -> None:
         join_lone_process()
@@ -116,6 +119,8 @@ class PackedFinetune(SupervisedFinetune):
         base: Any = self.llm.requires_grad_(False)
         adapter: Any = self.lora
         self.llm = get_peft_model(base, adapter, autocast_adapter_dtype=False)
+        if _initialisation_is_off():
+            _initialise_lora(self.llm)
         for parameter in self.llm.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(self.adapter_dtype)
@@ -138,7 +143,9 @@ class PackedFinetune(SupervisedFinetune):
     def _compiled_layer(self) -> Callable[..., Tensor]:
         if self.activation_budget < 1:
             limit_activations(self.activation_budget)
-        return cast("Callable[..., Tensor]", torch.compile(decoder_layer))
+        # Left to itself, PyTorch remembers on disk that another run had packs of another length, and compiles
+        # slower kernels for packs of any.
+        return cast("Callable[..., Tensor]", torch.compile(decoder_layer, dynamic=False))
 
     def _hidden_states(self, data: dict[str, Any]) -> Tensor:
         """Final hidden states ``(length, hidden_size)`` of one pack."""
@@ -197,6 +204,23 @@ class PackedFinetune(SupervisedFinetune):
         hidden = self._hidden_states(data)
         total = self._summed_loss(hidden[positions], targets)
         return [{"negative_log_likelihood": float(total), "tokens": len(targets)}]
+
+
+def _initialisation_is_off() -> bool:
+    """Whether ``torch.nn.init`` does nothing, as inside XTuner's ``LoadWoInit``."""
+    probe = torch.ones(1)
+    nn.init.zeros_(probe)
+    return bool(probe)
+
+
+@torch.no_grad()
+def _initialise_lora(llm: nn.Module) -> None:
+    """What PEFT does by default: ``A`` Kaiming-uniform with a = √5, which is ±1/√inputs, and ``B`` zero."""
+    for name, parameter in llm.named_parameters():
+        if "lora_A" in name:
+            parameter.uniform_(-(parameter.shape[1] ** -0.5), parameter.shape[1] ** -0.5)
+        elif "lora_B" in name:
+            parameter.zero_()
 
 
 def let_transformers_quantise_on_cpu() -> None:
