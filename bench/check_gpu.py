@@ -4,7 +4,8 @@
     python bench/check_gpu.py --base /somewhere/small [--out bench/results]
 
 Each case runs in a process of its own. They compile at the same time and are timed one after another. A case passes
-if its gradients differ from the same model's in float32 by no more than twice what the plain bfloat16 case does.
+if its gradients differ from the same model's in float32 by no more than twice what the plain bfloat16 case does; over
+FP8, whose own error is far larger, by no more than a tenth more than the plain FP8 case does.
 Exit code 1 if one does not.
 """
 
@@ -299,12 +300,9 @@ def compare(rows: list[dict[str, Any]], folder: Path) -> None:
             continue
         row["gradient_error"] = round(distance(row["case"], reference), 5)
         row["loss_error"] = abs(row["loss"] / losses[reference] - 1)
-        if base == "fp8":
-            row["to_plain"] = round(distance(row["case"], "fp8-plain"), 5)
-            row["ok"] = row["loss_error"] < 1e-3 and row["to_plain"] < 0.05
-        else:
-            allowed = 2 * distance(f"{base}-plain", reference) + 1e-6
-            row["ok"] = row["gradient_error"] <= allowed and row["loss_error"] < 1e-3
+        plain = distance(f"{base}-plain", reference)
+        allowed = plain * (1.1 if base == "fp8" else 2) + 1e-6
+        row["ok"] = row["gradient_error"] <= allowed and row["loss_error"] < 1e-3
         row["ok"] = row["ok"] and row["isolated"]
 
 

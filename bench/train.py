@@ -68,10 +68,12 @@ VARIANTS = {
     "qlora-liger": Variant("configs/huanhuan_qlora_fast.py", ("model.kernels=liger",)),
     "qlora-fast-16k": Variant("configs/huanhuan_qlora_fast.py", packed(16384), steps_factor=0.6),
     "lora": Variant("configs/huanhuan_lora.py"),
+    "lora-liger": Variant("configs/huanhuan_lora.py", ("model.kernels=liger",)),
     "lora-16k": Variant("configs/huanhuan_lora.py", packed(16384), steps_factor=0.6),
     "lora-fp8": Variant("configs/huanhuan_lora_fp8.py"),
     "lora-fp8-16k": Variant("configs/huanhuan_lora_fp8.py", packed(16384), steps_factor=0.6),
     "full": Variant("configs/huanhuan_full.py", flops=6),
+    "full-2": Variant("configs/huanhuan_full.py", ("optim_wrapper.accumulative_counts=2",), flops=6),
     "full-16k": Variant("configs/huanhuan_full.py", packed(16384), flops=6, steps_factor=0.6),
 }
 

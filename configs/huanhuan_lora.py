@@ -1,7 +1,9 @@
 """InternLM2-7B, LoRA over a bfloat16 base. One GPU with 80 GB.
 
-xtuner train configs/huanhuan_lora.py
-python tools/merge_hf.py configs/huanhuan_lora.py --out models/huanhuan
+    xtuner train configs/huanhuan_lora.py
+    python tools/merge_hf.py configs/huanhuan_lora.py --out models/huanhuan
+
+Peak 53.9 GiB; 17,300 tokens/s on an H200, a million tokens in 58 s (measured, configs/README.md).
 """
 
 from mmengine.config import read_base

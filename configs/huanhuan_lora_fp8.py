@@ -3,7 +3,8 @@
     xtuner train configs/huanhuan_lora_fp8.py
     python tools/merge_hf.py configs/huanhuan_lora_fp8.py --out models/huanhuan
 
-The adapter is merged into the bfloat16 weights.
+Peak 54.0 GiB; 25,600 tokens/s on an H200, a million tokens in 39 s (measured, configs/README.md). The adapter is
+merged into the bfloat16 weights. It learns a little more slowly at first and ends where bfloat16 does.
 """
 
 from mmengine.config import read_base
