@@ -144,7 +144,7 @@ def test_sharded_training_resume_and_merge(
 
 
 @pytest.mark.slow
-def test_lora_under_zero(train: Callable[..., Trained], tiny_base: Path, tmp_path: Path) -> None:
+def test_lora_under_zero3(train: Callable[..., Trained], tiny_base: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     lora = ("huanhuan_lora", *FULL[1:])
@@ -155,9 +155,8 @@ def test_lora_under_zero(train: Callable[..., Trained], tiny_base: Path, tmp_pat
     changed = {name for name in before if not torch.equal(before[name], expected[name])}
     assert changed
     assert all(".layers." in name and "norm" not in name for name in changed)
-    for stage in (2, 3):
-        run = train(f"lora-{stage}", *lora, "--deepspeed", f"deepspeed_zero{stage}", "--nproc", "2")
-        assert_same_curve(run, alone)
-        whole = merged(run, tiny_base, tmp_path / str(stage))
-        for tensor in expected:
-            torch.testing.assert_close(whole[tensor], expected[tensor], rtol=1e-3, atol=1e-5)
+    run = train("lora-zero3", *lora, "--deepspeed", "deepspeed_zero3", "--nproc", "2")
+    assert_same_curve(run, alone)
+    whole = merged(run, tiny_base, tmp_path / "zero3")
+    for tensor in expected:
+        torch.testing.assert_close(whole[tensor], expected[tensor], rtol=1e-3, atol=1e-5)
