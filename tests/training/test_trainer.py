@@ -121,7 +121,7 @@ def test_the_recipe_trains_saves_and_resumes(tiny_base: Path, tmp_path: Path) ->
 
     whole = losses()
     assert list(whole) == [1, 2, 3]
-    assert whole[3] < whole[1] - 0.05
+    assert whole[3] < whole[1]
     assert (run / "adapter_model.safetensors").is_file()
     assert (run / "checkpoint-2" / "adapter_model.safetensors").is_file()
     assert losses("--resume", str(run / "checkpoint-2")) == pytest.approx(whole, rel=1e-4)
