@@ -26,7 +26,7 @@ def talk(*texts: str, system: str = "") -> list[Message]:
 
 def test_pieces_joined_are_the_reply() -> None:
     reply = FakeEngine(lambda _: "今日天气甚好").reply(talk("你好"))
-    assert list(reply) == list("今日天气甚好")
+    assert "".join(reply) == "今日天气甚好"
     assert (reply.text, reply.finish, reply.tokens) == ("今日天气甚好", "stop", 6)
     assert reply.first_token_seconds is not None and reply.tokens_per_second is not None
 
