@@ -129,20 +129,25 @@ class GuardedEngine(ThreadedEngine):
         inner = self.inner.reply(messages, sampling)
         reply.on_stop(inner.stop)
         found: Problem | None = None
-        looked = 0
+        said, unseen = before, 0
         try:
             for piece in inner.ticks():
                 if reply.started_at is None and inner.started_at is not None:
                     reply.begin()
-                reply.add(piece, inner.tokens)
-                if reply.done:
-                    inner.stop()
-                if len(inner.text) - looked >= STRIDE:
-                    looked = len(inner.text)
-                    found = problem(before + inner.text, finished=False)
+                # An engine that is far ahead hands over much at once: what is wrong is cut there all the same.
+                for part in (piece[at : at + STRIDE] for at in range(0, max(len(piece), 1), STRIDE)):
+                    reply.add(part, inner.tokens)
+                    said += part
+                    unseen += len(part)
+                    if unseen >= STRIDE:
+                        unseen = 0
+                        found = problem(said, finished=False)
                     if found:
-                        inner.stop()
                         break
+                if reply.done or found:
+                    inner.stop()
+                if found:
+                    break
         finally:
             _wait_for_release(inner)
         if reply.stop_requested:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from huanhuan.chat.engine import EngineError, Finish, Reply, Sampling
 from huanhuan.chat.runners import ThreadedEngine
@@ -29,7 +29,7 @@ class FakeEngine(ThreadedEngine):
 
     def __init__(
         self,
-        answer: Callable[[Sequence[Message]], str] = echo,
+        answer: Callable[[Sequence[Message]], Iterable[str]] = echo,
         *,
         delay: float = 0.0,
         slots: int = 1,
