@@ -30,7 +30,8 @@ class PackedFinetune(SupervisedFinetune):
     - ``activation_budget``: with "compile", the share of its activations that a layer keeps; the rest is computed
       again in the backward pass, as ``use_activation_checkpointing`` does with all of them;
     - ``fused_loss``: liger-kernel's fused linear cross-entropy; on a CPU a chunked one of the same value;
-    - ``fp8_base``: the frozen layers under LoRA adapters in FP8 (:mod:`huanhuan.training.fp8`);
+    - ``fp8_base``: products with the frozen layers under LoRA adapters run in FP8, and the weights are held in it
+      unless they are in NF4 (:mod:`huanhuan.training.fp8`);
     - ``adapter_dtype``: of the LoRA weights. float32 keeps small updates from being rounded away, and the
       products still run in the base's dtype.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit, Params4bit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from huanhuan.training.fp8 import FrozenFP8Linear, freeze_in_fp8, quantise_rows, supports_fp8
+from huanhuan.training.fp8 import FrozenFP8Linear, NF4LinearInFP8, freeze_in_fp8, quantise_rows, supports_fp8
 
 
 @settings(deadline=None, max_examples=50)
@@ -52,22 +53,66 @@ def test_forward_and_backward_are_near_the_layers_own(dtype: torch.dtype) -> Non
     assert relative(output.float(), layer(states)) > 0.005
 
 
-def test_it_takes_no_bias() -> None:
+def nf4(dtype: torch.dtype, double_quant: bool = True) -> Linear4bit:
+    torch.manual_seed(0)
+    layer = Linear4bit(96, 64, bias=False, compute_dtype=dtype, compress_statistics=double_quant, quant_type="nf4")
+    layer.weight = Params4bit(
+        (torch.randn(64, 96) * 0.05).to(dtype),
+        requires_grad=False,
+        compress_statistics=double_quant,
+        quant_type="nf4",
+        module=layer,
+    )
+    return layer.to("cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("double_quant", [True, False])
+def test_over_nf4_products_are_near_bitsandbytes_own(dtype: torch.dtype, double_quant: bool) -> None:
+    layer = nf4(dtype, double_quant)
+    frozen = NF4LinearInFP8(layer)
+    states, upstream = torch.randn(32, 96, dtype=dtype), torch.randn(32, 64, dtype=dtype)
+    plain, given_states = states.clone().requires_grad_(), states.clone().requires_grad_()
+    want, output = layer(plain), frozen(given_states)
+    want.backward(upstream)
+    output.backward(upstream)
+    assert plain.grad is not None and given_states.grad is not None
+    assert output.dtype == dtype
+    for got, wanted in ((output, want), (given_states.grad, plain.grad)):
+        assert 0.005 < relative(got.float(), wanted.float()) < 0.06
+
+
+def test_over_nf4_the_weight_stays_packed() -> None:
+    frozen = NF4LinearInFP8(nf4(torch.bfloat16))
+    held = sum(each.numel() * each.element_size() for each in frozen.buffers())
+    # Half a byte a weight, a byte per 64 of them, and a scale for each row and column.
+    assert held < 64 * 96 * (0.5 + 1 / 64) + (64 + 96) * 4 + 256 * 4 + 64
+
+
+def test_what_is_not_packed_yet_is_refused() -> None:
+    with pytest.raises(ValueError, match="not quantised"):
+        NF4LinearInFP8(Linear4bit(64, 64, bias=False, quant_type="nf4"))
+
+
+@pytest.mark.parametrize("kind", [FrozenFP8Linear, NF4LinearInFP8])
+def test_it_takes_no_bias(kind: type[nn.Module]) -> None:
     with pytest.raises(ValueError, match="bias"):
-        FrozenFP8Linear(nn.Linear(16, 16))
+        kind(nn.Linear(16, 16))
 
 
 def test_only_base_layers_of_blocks_are_replaced() -> None:
     class Adapted(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.base_layer = nn.Linear(16, 16, bias=False)
+            self.base_layer: nn.Module = nn.Linear(16, 16, bias=False)
 
-    model = nn.ModuleDict({"layers": nn.ModuleList([Adapted(), Adapted()]), "output": Adapted()})
+    packed = Adapted()
+    packed.base_layer = nf4(torch.bfloat16)
+    model = nn.ModuleDict({"layers": nn.ModuleList([Adapted(), packed]), "output": Adapted()})
     root = nn.ModuleDict({"model": model})
     assert freeze_in_fp8(root, torch.device("cpu")) == 2
     kinds = [type(module.base_layer).__name__ for module in root.modules() if isinstance(module, Adapted)]
-    assert kinds == ["FrozenFP8Linear", "FrozenFP8Linear", "Linear"]
+    assert kinds == ["FrozenFP8Linear", "NF4LinearInFP8", "Linear"]
 
 
 def test_a_cpu_has_no_fp8() -> None:

@@ -12,7 +12,7 @@ import torch
 from mmengine.config import ConfigDict
 from peft import LoraConfig
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from huanhuan.training import model as training_model
 from huanhuan.training.data import Dialogue, collate_pack
@@ -22,13 +22,17 @@ from huanhuan.training.model import PackedFinetune
 TARGETS = ["wqkv", "wo", "w1", "w2", "w3"]
 
 
-def build(folder: Path, **switches: Any) -> PackedFinetune:
-    llm = ConfigDict(
+def build(folder: Path, *, nf4: bool = False, **switches: Any) -> PackedFinetune:
+    llm: Any = ConfigDict(
         type=AutoModelForCausalLM.from_pretrained,
         pretrained_model_name_or_path=str(folder),
         trust_remote_code=True,
         torch_dtype=torch.float32,
     )
+    if nf4:
+        llm["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+        )
     torch.manual_seed(0)
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, task_type="CAUSAL_LM")
     model = PackedFinetune(llm, lora=lora, **switches)
@@ -38,13 +42,13 @@ def build(folder: Path, **switches: Any) -> PackedFinetune:
     return model
 
 
-def pack(lengths: list[int], seed: int = 0) -> dict[str, Any]:
+def pack(lengths: list[int], seed: int = 0, pad_to: int = 64) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
     dialogues = []
     for length in lengths:
         ids = torch.randint(10, 300, (length,), generator=generator).tolist()
         dialogues.append(Dialogue(ids, [-100] * (length // 2) + ids[length // 2 :], ""))
-    return collate_pack([dialogues], pad_to=64)["data"]
+    return collate_pack([dialogues], pad_to=pad_to)["data"]
 
 
 def gradients(model: PackedFinetune, data: dict[str, Any]) -> dict[str, Tensor]:
@@ -152,7 +156,9 @@ def test_layers_are_compiled_once(
     assert not fresh_compiler["graph_break"]
 
 
-@pytest.mark.parametrize("switches", [{}, {"fp8_base": True}], ids=["float32", "fp8"])
+@pytest.mark.parametrize(
+    "switches", [{}, {"fp8_base": True}, {"fp8_base": True, "nf4": True}], ids=["float32", "fp8", "nf4-fp8"]
+)
 @pytest.mark.parametrize("budget", [1.0, 0.2])
 def test_compiling_changes_no_gradient(
     tiny_base: Path,
@@ -189,3 +195,23 @@ def test_a_budget_keeps_less(tiny_base: Path, monkeypatch: pytest.MonkeyPatch, f
             model.compute_loss(data)["loss"].backward()
         kept.append(sum(tensors))
     assert kept[1] < 0.8 * kept[0]
+
+
+def test_an_unpacked_weight_is_not_kept_for_the_backward_pass(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch, fresh_compiler: dict[str, Any]
+) -> None:
+    # A length that no weight has.
+    model, data = build(tiny_base, nf4=True, fp8_base=True), pack([20, 30], pad_to=72)
+    feed_forward = model.causal_lm.model.layers[0].feed_forward
+    weight = {feed_forward.w1.in_features, feed_forward.w1.out_features}
+    compiled(monkeypatch)
+    kept: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model.compute_loss(data)["loss"].backward()
+    assert any(set(each.shape) == {72, feed_forward.w1.out_features} for each in kept)
+    assert not [each.shape for each in kept if set(each.shape) == weight]
