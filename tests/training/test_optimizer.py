@@ -1,46 +1,76 @@
-"""Small updates of bfloat16 weights are not lost."""
+"""Small updates of bfloat16 weights are not lost, and the fused step is AdamW with bitsandbytes' states."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
+from bitsandbytes.functional import create_dynamic_map
 from bitsandbytes.optim import AdamW8bit
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from huanhuan.training.optimizer import CompensatedAdamW8bit
+from huanhuan.training.optimizer import BLOCK, CompensatedAdamW8bit, _fused_step
 
 STEPS = 60
 
 
-def train(kind: type[AdamW8bit], dtype: torch.dtype) -> tuple[Tensor, Tensor, AdamW8bit]:
-    """Weights before and after steps of 2e-5 along gradients that are the same for every kind."""
+def train(
+    kind: Any, dtype: torch.dtype, shape: tuple[int, ...] = (64, 128), decades: float = 0.0, decay: float = 0.0
+) -> tuple[Tensor, Tensor, Any]:
+    """Weights before and after steps of 2e-5 along gradients that are the same for every kind.
+
+    The gradients of a row differ in size by ``decades``.
+    """
     torch.manual_seed(0)
-    before = (torch.randn(64, 128) * 0.02).bfloat16()
+    before = (torch.randn(shape) * 0.02).bfloat16()
     weight = nn.Parameter(before.to(dtype))
-    optimiser = kind([weight], lr=2e-5, weight_decay=0)
+    optimiser = kind([weight], lr=2e-5, weight_decay=decay)
+    sizes = torch.logspace(-decades, 0, shape[-1])
     for step in range(STEPS):
         torch.manual_seed(step)
-        weight.grad = (torch.randn(64, 128) + 0.5).bfloat16().to(dtype)
+        weight.grad = ((torch.randn(shape) + 0.5) * sizes).bfloat16().to(dtype)
         optimiser.step()
     return before.float(), weight.detach(), optimiser
 
 
-def test_weight_and_remainder_are_the_float32_weight() -> None:
-    before, wide, _ = train(AdamW8bit, torch.float32)
-    _, weight, optimiser = train(CompensatedAdamW8bit, torch.bfloat16)
+def sum_of(weight: Tensor, optimiser: Any) -> Tensor:
+    """Weight and remainder together."""
     (state,) = optimiser.state.values()
     assert weight.dtype == state["remainder"].dtype == torch.bfloat16
-    together = weight.float() + state["remainder"].float()
-    moved = (wide - before).norm()
-    assert float((together - wide).norm() / moved) < 0.01
-    # bfloat16 alone is as near as it can be.
-    torch.testing.assert_close(weight, wide.bfloat16(), rtol=2**-7, atol=0)
+    return weight.float() + state["remainder"].float()
+
+
+def off(got: Tensor, exact: Tensor, before: Tensor) -> float:
+    """Distance from where AdamW in float32 ends, as a share of the way there."""
+    return float((got - exact).norm() / (exact - before).norm())
+
+
+@pytest.mark.parametrize("decades", [0.0, 2.0, 4.0])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_it_is_as_near_to_adamw_as_bitsandbytes_is_in_float32(decades: float, decay: float) -> None:
+    options = {"decades": decades, "decay": decay}
+    before, exact, _ = train(torch.optim.AdamW, torch.float32, **options)
+    _, wide, _ = train(AdamW8bit, torch.float32, **options)
+    _, weight, optimiser = train(CompensatedAdamW8bit, torch.bfloat16, **options)
+    assert off(sum_of(weight, optimiser), exact, before) <= off(wide, exact, before) * 1.05
+    # The weight alone is as near to the sum as bfloat16 can be: half a step of eight bits.
+    torch.testing.assert_close(weight.float(), sum_of(weight, optimiser), rtol=2**-8, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(3, 100), (5, 1000)], ids=["float32 states", "a block not full"])
+def test_few_weights_and_odd_numbers_of_them_take_the_other_way(shape: tuple[int, int]) -> None:
+    before, exact, _ = train(torch.optim.AdamW, torch.float32, shape)
+    _, weight, optimiser = train(CompensatedAdamW8bit, torch.bfloat16, shape)
+    assert off(sum_of(weight, optimiser), exact, before) < 0.02
 
 
 def test_without_it_most_of_the_way_is_lost() -> None:
     before, wide, _ = train(AdamW8bit, torch.float32)
     _, rounded, _ = train(AdamW8bit, torch.bfloat16)
-    moved = (wide - before).norm()
-    assert float((rounded.float() - wide).norm() / moved) > 0.3
+    assert off(rounded.float(), wide, before) > 0.3
 
 
 def test_float32_weights_are_bitsandbytes_own() -> None:
@@ -48,6 +78,84 @@ def test_float32_weights_are_bitsandbytes_own() -> None:
     _, own, optimiser = train(CompensatedAdamW8bit, torch.float32)
     assert torch.equal(own, wide)
     assert all("remainder" not in state for state in optimiser.state.values())
+
+
+def states(seed: int, blocks: int = 3) -> dict[str, Tensor]:
+    """Arguments of the fused step after some steps, one block untouched."""
+    generator = torch.Generator().manual_seed(seed)
+    absmax = torch.rand(blocks, generator=generator)
+    absmax[0] = 0
+    maps = {"map1": create_dynamic_map(signed=True), "map2": create_dynamic_map(signed=False)}
+    return {
+        "weights": torch.randn(blocks, BLOCK, generator=generator).bfloat16(),
+        "remainder": torch.randn(blocks, BLOCK, generator=generator).bfloat16() * 1e-3,
+        "gradient": torch.randn(blocks, BLOCK, generator=generator).bfloat16(),
+        "codes1": torch.randint(0, 256, (blocks, BLOCK), generator=generator, dtype=torch.uint8),
+        "codes2": torch.randint(1, 256, (blocks, BLOCK), generator=generator, dtype=torch.uint8),
+        "absmax1": absmax.clone(),
+        "absmax2": absmax.clone(),
+        **maps,
+    }
+
+
+NUMBERS = (torch.tensor(1e-3), torch.tensor(1e-8), torch.tensor(0.99), 0.9, 0.999)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**31))
+def test_one_step_is_adamw_and_every_code_the_nearest(seed: int) -> None:
+    given_states = states(seed)
+    wide = {name: value.double() for name, value in given_states.items()}
+    first = 0.9 * given_states["map1"].double()[given_states["codes1"].int()] * wide["absmax1"][:, None]
+    second = 0.999 * given_states["map2"].double()[given_states["codes2"].int()] * wide["absmax2"][:, None]
+    first, second = first + 0.1 * wide["gradient"], second + 0.001 * wide["gradient"] ** 2
+    want = (wide["weights"] + wide["remainder"] - 1e-3 * first / (second.sqrt() + 1e-8)) * 0.99
+    _fused_step(*given_states.values(), *NUMBERS)
+    together = given_states["weights"].double() + given_states["remainder"].double()
+    # Two numbers of eight bits of mantissa each.
+    torch.testing.assert_close(together, want, rtol=2**-16, atol=1e-9)
+    for moments, number, least in ((first, "1", 0), (second, "2", 1)):
+        absmax, values = given_states[f"absmax{number}"].double(), given_states[f"map{number}"].double()
+        torch.testing.assert_close(absmax, moments.abs().amax(1), rtol=1e-6, atol=0)
+        scaled = moments / absmax[:, None]
+        distance = (scaled - values[given_states[f"codes{number}"].int()]).abs()
+        nearest = (scaled[..., None] - values[least:]).abs().amin(-1)
+        torch.testing.assert_close(distance, nearest, rtol=1e-4, atol=1e-6)
+
+
+def test_no_second_moment_becomes_zero() -> None:
+    """Else a gradient a thousand times smaller than its neighbours' would move its weight a thousand times too far."""
+    given_states = states(0)
+    given_states["gradient"][:, 1:] *= 1e-5
+    given_states["codes2"][:] = 1
+    _fused_step(*given_states.values(), *NUMBERS)
+    assert int(given_states["codes2"].min()) == 1
+
+
+def test_a_block_without_gradients_stays() -> None:
+    given_states = states(0)
+    for name in ("gradient", "absmax1", "absmax2"):
+        given_states[name].zero_()
+    before = given_states["weights"].clone(), given_states["remainder"].clone()
+    _fused_step(*given_states.values(), torch.tensor(1e-3), torch.tensor(1e-8), torch.tensor(1.0), 0.9, 0.999)
+    together = given_states["weights"].float() + given_states["remainder"].float()
+    torch.testing.assert_close(together, before[0].float() + before[1].float(), rtol=2**-16, atol=1e-9)
+    assert not any(given_states[name].any() for name in ("absmax1", "absmax2"))
+
+
+def test_one_kernel_serves_every_shape_and_learning_rate() -> None:
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    step = torch.compile(_fused_step, backend=counter, dynamic=True)
+    for blocks in (3, 7, 40):
+        given_states, same = states(blocks, blocks), states(blocks, blocks)
+        numbers = (torch.tensor(1e-3 / blocks), *NUMBERS[1:])
+        step(*given_states.values(), *numbers)
+        _fused_step(*same.values(), *numbers)
+        for name in same:
+            torch.testing.assert_close(given_states[name], same[name])
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
 
 
 def test_the_remainder_is_saved_and_restored() -> None:
