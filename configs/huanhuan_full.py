@@ -13,24 +13,7 @@ from mmengine.config import read_base
 with read_base():
     from ._base_.character import *
 
-import torch
-from transformers import AutoModelForCausalLM
-
-from huanhuan.training.model import PackedFinetune
 from huanhuan.training.optimizer import CompensatedAdamW8bit
-
-model = dict(
-    type=PackedFinetune,
-    attention="auto",
-    kernels="compile",
-    use_activation_checkpointing=False,
-    llm=dict(
-        type=AutoModelForCausalLM.from_pretrained,
-        pretrained_model_name_or_path=pretrained_model_name_or_path,
-        trust_remote_code=True,
-        torch_dtype=torch.bfloat16,
-    ),
-)
 
 # 8-bit states, and the part of each update that a bfloat16 weight cannot hold is kept beside it
 optim_wrapper.optimizer = dict(type=CompensatedAdamW8bit, lr=2e-5, betas=(0.9, 0.999), weight_decay=0)

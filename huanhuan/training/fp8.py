@@ -35,6 +35,8 @@ def quantise_rows(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def scaled_product(rows: Tensor, weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tensor:
     """``rows @ weight.T`` with ``rows`` ``(tokens, inner)`` cast to FP8 on the fly and ``weight`` ``(outer, inner)`` in FP8."""
+    if rows.dim() != 2:
+        raise ValueError(f"rows {tuple(rows.shape)}: a matrix is needed")  # as torch._scaled_mm says on a card
     quantised, scale = quantise_rows(rows)
     if rows.device.type == "cuda":
         return torch._scaled_mm(
@@ -82,9 +84,10 @@ class FrozenFP8Linear(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, states: Tensor) -> Tensor:
-        """``(tokens, in_features)`` to ``(tokens, out_features)``."""
-        product = _FrozenProduct.apply(states, self.weight, self.scale, self.transposed, self.transposed_scale)
-        return cast(Tensor, product)
+        """``(…, in_features)`` to ``(…, out_features)``."""
+        rows = states.reshape(-1, self.in_features)
+        product = _FrozenProduct.apply(rows, self.weight, self.scale, self.transposed, self.transposed_scale)
+        return cast(Tensor, product).view(*states.shape[:-1], self.out_features)
 
 
 # Block size and kind of the packed weight, its shape and dtype, and the block size of its scales.
@@ -157,10 +160,11 @@ class NF4LinearInFP8(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, states: Tensor) -> Tensor:
-        """``(tokens, in_features)`` to ``(tokens, out_features)``."""
+        """``(…, in_features)`` to ``(…, out_features)``."""
+        rows = states.reshape(-1, self.in_features)
         packed = tuple(getattr(self, name) for name in self._names)
-        product = _UnpackedProduct.apply(states, self.scale, self.back_scale, self._layout, *packed)
-        return cast(Tensor, product)
+        product = _UnpackedProduct.apply(rows, self.scale, self.back_scale, self._layout, *packed)
+        return cast(Tensor, product).view(*states.shape[:-1], self.out_features)
 
 
 def freeze_in_fp8(model: nn.Module, device: torch.device) -> int:

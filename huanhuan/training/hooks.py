@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy
 import torch
-from mmengine.dist import all_reduce, get_world_size, is_main_process
-from mmengine.hooks import Hook
+from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size, is_main_process
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
+from torch import Tensor
 from xtuner.registry import BUILDER
 
 from huanhuan.errors import UserError
@@ -79,29 +80,76 @@ class SampleRepliesHook(Hook):
         return self.tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True).strip()
 
 
-class StopAtNaNHook(Hook):
-    """Ends training at the first loss that is not a number, naming the step and the records of its batch.
+def state_is_kept(runner: Any) -> bool:
+    """Whether a checkpoint or a validation, which may keep one, follows the iteration that just ran.
 
-    The checkpoints written before stay as they are.
+    All processes answer alike, so that they can talk to each other about it.
+    """
+    done = runner.iter + 1
+    if done >= runner.max_iters or done % getattr(runner.train_loop, "val_interval", runner.max_iters) == 0:
+        return True
+    saving = (each for each in runner.hooks if isinstance(each, CheckpointHook) and not each.by_epoch)
+    return any(each.interval > 0 and done % each.interval == 0 for each in saving)
+
+
+class StopAtNaNHook(Hook):
+    """Ends training at the first loss or gradient that is not finite, naming its step and the records of that step.
+
+    Whether a number is finite is asked of the card at every iteration and read every ``every`` iterations, for
+    reading waits for the card; and before anything is kept, so that no checkpoint holds what came after.
     """
 
+    # Before the hooks that hand the loss on or save anything.
     priority = "HIGHEST"
 
-    def __init__(self, every: int = 1) -> None:
+    def __init__(self, every: int = 10) -> None:
         self.every = every
+        self._seen: list[tuple[int, Tensor, list[str]]] = []
+        self._records: list[str] = []
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Look at the loss of the step that just ran."""
+        """Note whether the iteration that just ran is well; raise if this or an earlier one was not.
+
+        Raises: UserError.
+        """
         loss = (outputs or {}).get("loss")
-        if loss is None or (runner.iter + 1) % self.every or bool(torch.isfinite(torch.as_tensor(loss)).all()):
+        if loss is None:
             return
-        records: Sequence[str] = (data_batch or {}).get("data_samples") or []
+        step, accumulation = runner.iter + 1, getattr(runner.train_loop, "accumulation", 1)
+        self._records += (data_batch or {}).get("data_samples") or []
+        well = torch.isfinite(torch.as_tensor(loss).detach()).all()
+        if not _gradient_is_finite(runner):
+            well = torch.zeros_like(well)
+        self._seen.append((step, well, self._records))
+        if step % accumulation == 0:
+            self._records = []
+        if step % self.every == 0 or state_is_kept(runner):
+            self._look(accumulation)
+
+    def _look(self, accumulation: int) -> None:
+        seen, self._seen = self._seen, []
+        ill = torch.stack([~well for _, well, _ in seen]).float()
+        # Another process may have had the bad packs; all stop, and those that had them say which.
+        anywhere = ill.clone()
+        all_reduce(anywhere, "max")
+        if not bool(anywhere.any()):
+            return
+        first = int(anywhere.argmax())
+        iteration, _, records = seen[first]
+        mine = f"records {', '.join(records)}" if bool(ill[first]) else "its records are those of another process"
         raise UserError(
-            f"step {runner.iter + 1}: loss 不是有限数 / is not finite (records {', '.join(records[:8])}): "
+            f"step {-(-iteration // accumulation)}: loss 或梯度不是有限数 / loss or gradient is not finite ({mine}): "
             "降低学习率或检查这些记录，再用 --resume 从上一个检查点继续 / lower lr or check them, then --resume the last checkpoint"
         )
+
+
+def _gradient_is_finite(runner: Any) -> bool:
+    """What mmengine's wrapper last said of the gradient's norm, unless a loss scale is being searched for."""
+    if hasattr(runner.optim_wrapper, "loss_scaler") or "train/grad_norm" not in runner.message_hub.log_scalars:
+        return True
+    return math.isfinite(runner.message_hub.get_scalar("train/grad_norm").current())
 
 
 class AverageLossHook(Hook):
@@ -159,33 +207,60 @@ class ThroughputHook(Hook):
 
 
 class RandomStateHook(Hook):
-    """Keeps the random generators' states in the checkpoint, so that a resumed run draws the same dropout."""
+    """Keeps the random generators' states in the checkpoint, so that a resumed run draws the same dropout.
+
+    Those of every process: each draws its own. Run by another number of processes, the checkpoint is resumed
+    without them.
+    """
+
+    # Before mmengine's CheckpointHook, which saves on the main process only: the states are gathered before.
+    priority = "NORMAL"
+
+    def __init__(self) -> None:
+        self._states: list[dict[str, Any]] = []
+        self._restore: list[dict[str, Any]] = []
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Gather the states where a checkpoint may follow."""
+        if state_is_kept(runner):
+            self._states = all_gather_object(random_state())
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Add the states to what is saved; only types that ``torch.load(weights_only=True)`` accepts."""
-        name, keys, position, has_gauss, cached = numpy.random.get_state()
-        version, internal, gauss = random.getstate()
-        checkpoint["random_state"] = {
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "numpy": [str(name), torch.from_numpy(numpy.asarray(keys, dtype=numpy.int64)), position, has_gauss, cached],
-            "python": [version, list(internal), gauss],
-        }
+        """Add the states to what is saved."""
+        checkpoint["random_states"] = self._states
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Remember the states of the checkpoint; they are set when training begins."""
-        self._state = checkpoint.get("random_state") if runner._resume else None
+        states = checkpoint.get("random_states") if runner._resume else None
+        self._restore = states if states and len(states) == get_world_size() else []
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Set the states right before the first resumed step: what came before has drawn numbers of its own."""
-        state = getattr(self, "_state", None)
-        if state is None:
-            return
-        self._state = None
-        torch.set_rng_state(state["torch"].cpu())
-        if state["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all([each.cpu() for each in state["cuda"]])
-        name, keys, position, has_gauss, cached = state["numpy"]
-        numpy.random.set_state((name, keys.numpy().astype(numpy.uint32), position, has_gauss, cached))
-        version, internal, gauss = state["python"]
-        random.setstate((version, tuple(internal), gauss))
+        if self._restore:
+            set_random_state(self._restore[get_rank()])
+            self._restore = []
+
+
+def random_state() -> dict[str, Any]:
+    """The states of this process's generators; only types that ``torch.load(weights_only=True)`` accepts."""
+    name, keys, position, has_gauss, cached = numpy.random.get_state()
+    version, internal, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": [str(name), torch.from_numpy(numpy.asarray(keys, dtype=numpy.int64)), position, has_gauss, cached],
+        "python": [version, list(internal), gauss],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Set this process's generators to what :func:`random_state` returned."""
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+    name, keys, position, has_gauss, cached = state["numpy"]
+    numpy.random.set_state((name, keys.numpy().astype(numpy.uint32), position, has_gauss, cached))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))

@@ -47,10 +47,10 @@ def limit_activations(budget: float) -> None:
 def rotary_tables(config: Any, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines ``(length, head_dim)`` of InternLM2's rotary embedding at ``positions`` ``(length,)``.
 
-    Dynamic NTK scaling changes nothing below ``max_position_embeddings``, and a dialogue in a pack starts
-    again at position 0, so it is never reached; linear scaling divides the positions.
+    Dynamic NTK scaling changes nothing below ``max_position_embeddings``, which no dialogue may exceed and each
+    starts again at position 0; linear scaling divides the positions.
 
-    Raises: ValueError for another kind of scaling, or a dialogue longer than the model's context.
+    Raises: ValueError for another kind of scaling.
     """
     scaling: dict[str, Any] = getattr(config, "rope_scaling", None) or {"type": "dynamic"}
     if scaling["type"] not in ("dynamic", "linear"):

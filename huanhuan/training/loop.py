@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, get_world_size
+from mmengine.hooks import CheckpointHook, LoggerHook
+from mmengine.logging import print_log
 from xtuner.engine.runner import TrainLoop
 
+from huanhuan.errors import UserError
 from huanhuan.training.data import count_supervised
+from huanhuan.training.hooks import ThroughputHook
 from huanhuan.training.schedule import WarmupCosineLR
+
+# Lines that the log of the shortest run has of its training loss, if it has as many steps.
+LEAST_LINES = 25
 
 
 class StepWindows:
@@ -23,10 +30,9 @@ class StepWindows:
     sum of a pack's token losses x ``loss_scale`` adds up to the mean over the step's tokens.
     """
 
-    def __init__(self, packs: Iterator[dict[str, Any]], accumulation: Callable[[], int], max_iters: int) -> None:
+    def __init__(self, packs: Iterator[dict[str, Any]], accumulation: int) -> None:
         self._packs = packs
         self._accumulation = accumulation
-        self._left = max_iters
         self._window: list[dict[str, Any]] = []
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -34,14 +40,11 @@ class StepWindows:
 
     def __next__(self) -> dict[str, Any]:
         if not self._window:
-            # mmengine divides the last, shorter step by what is left of it.
-            size = max(1, min(self._accumulation(), self._left))
-            self._window = [next(self._packs) for _ in range(size)]
+            self._window = [next(self._packs) for _ in range(self._accumulation)]
             tokens = torch.tensor(float(sum(map(count_supervised, self._window))))
             all_reduce(tokens)
             for pack in self._window:
-                pack["data"]["loss_scale"] = size * get_world_size() / max(float(tokens), 1.0)
-        self._left -= 1
+                pack["data"]["loss_scale"] = self._accumulation * get_world_size() / max(float(tokens), 1.0)
         return self._window.pop(0)
 
 
@@ -57,29 +60,73 @@ def endless(dataloader: Any) -> Iterator[dict[str, Any]]:
         yield from dataloader
 
 
+def packs_per_step(recipe: Any) -> int:
+    """Packs that one process accumulates in an optimiser step: DeepSpeed's setting if it trains, else mmengine's."""
+    strategy = recipe.get("strategy") or {}
+    own = (recipe.get("optim_wrapper") or {}).get("accumulative_counts", 1)
+    return int(strategy.get("gradient_accumulation_steps") or own)
+
+
+def whole_steps(iterations: float, accumulation: int) -> int:
+    """``iterations``, one pack each, rounded up to a whole number of optimiser steps.
+
+    >>> whole_steps(7, 1), whole_steps(7, 4), whole_steps(8, 4), whole_steps(0.5, 1)
+    (7, 8, 8, 1)
+    """
+    return max(1, -int(-iterations // accumulation)) * accumulation
+
+
 class PackedTrainLoop(TrainLoop):
     """XTuner's training loop (``max_iters`` or ``max_epochs``) over :class:`StepWindows`.
 
     ``validations``: how many times, evenly spaced and the last step included, the held-out loss is computed.
     A number of steps, as mmengine has it, would have to be chosen anew for every data set.
+
+    ``min_steps``: optimiser steps that a run given in epochs makes at least, by more epochs over a small data set.
+
+    An iteration is one pack, as in XTuner; an optimiser step takes as many as the recipe accumulates. Validations,
+    checkpoints and the end of the run all fall on the border of two steps: DeepSpeed and mmengine would resume
+    otherwise in the middle of one, with half of its gradients lost.
+
+    Raises: UserError where a checkpoint is resumed that does not lie on such a border.
     """
 
-    def __init__(self, runner: Any, dataloader: Any, *, validations: int = 6, **kwargs: Any) -> None:
+    def __init__(
+        self, runner: Any, dataloader: Any, *, validations: int = 6, min_steps: int = 0, **kwargs: Any
+    ) -> None:
+        if validations < 1:
+            raise UserError(
+                f"[train_cfg.validations] {validations}: 至少 1 / must be at least 1: the held-out loss keeps the best"
+            )
         super().__init__(runner, dataloader, **kwargs)
-        interval = max(1, -(-self._max_iters // validations))
+        self.accumulation = packs_per_step(runner.cfg)
+        asked = whole_steps(self._max_iters, self.accumulation)
+        least = min_steps * self.accumulation if kwargs.get("max_epochs") else 0
+        self._max_iters = max(asked, least)
+        if least > asked:
+            print_log(
+                f"数据少 / little data: {kwargs['max_epochs']} epochs would be {asked // self.accumulation} steps; "
+                f"{min_steps} steps = {self._max_iters / len(self.dataloader):.1f} epochs",
+                "current",
+            )
+        interval = whole_steps(self._max_iters / validations, self.accumulation)
         self.val_interval, self.dynamic_milestones, self.dynamic_intervals = interval, [0], [interval]
-        self.dataloader_iterator = StepWindows(endless(self.dataloader), self._accumulation, self._max_iters)
+        self.dataloader_iterator = StepWindows(endless(self.dataloader), self.accumulation)
 
     def run(self) -> Any:
-        """Train; the schedule learns here how long the run is."""
+        """Train; schedule, checkpoints and log learn here how long the run is."""
+        if self._iter % self.accumulation:
+            raise UserError(
+                f"iter {self._iter}: 检查点不在 {self.accumulation} 包一步的边界上 / the checkpoint lies within a step of "
+                f"{self.accumulation} packs: resume another one, or with the accumulative_counts it was made with"
+            )
         for scheduler in self.runner.param_schedulers or []:
             if isinstance(scheduler, WarmupCosineLR):
                 scheduler.set_total(self._max_iters)
+        for hook in self.runner.hooks:
+            if isinstance(hook, CheckpointHook) and not hook.by_epoch and hook.interval > 0:
+                hook.interval = whole_steps(hook.interval, self.accumulation)
+            elif isinstance(hook, (LoggerHook, ThroughputHook)):
+                # Else a short run would leave a curve of one point.
+                hook.interval = max(1, min(hook.interval, self._max_iters // LEAST_LINES))
         return super().run()
-
-    def _accumulation(self) -> int:
-        """Packs per optimiser step; known only once the optimiser is built."""
-        strategy = self.runner.cfg.get("strategy")
-        if strategy and "gradient_accumulation_steps" in strategy:
-            return int(strategy["gradient_accumulation_steps"])
-        return int(getattr(self.runner.optim_wrapper, "_accumulative_counts", 1))

@@ -152,6 +152,11 @@ class PackedFinetune(SupervisedFinetune):
         """Final hidden states ``(length, hidden_size)`` of one pack."""
         input_ids = data["input_ids"].squeeze(0)
         model = self.causal_lm
+        if data["longest"] > model.config.max_position_embeddings:
+            raise UserError(
+                f"[max_length] 对话有 {data['longest']} 个 token / a dialogue has {data['longest']} tokens: 底模只到 / the base "
+                f"reaches {model.config.max_position_embeddings}: 调小 max_length / lower max_length"
+            )
         on_gpu = input_ids.device.type == "cuda"
         kernels: Kernels = self.kernels if on_gpu else "plain"
         if self.partitioned and kernels == "compile":

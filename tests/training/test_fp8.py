@@ -82,6 +82,14 @@ def test_over_nf4_products_are_near_bitsandbytes_own(dtype: torch.dtype, double_
         assert 0.005 < relative(got.float(), wanted.float()) < 0.06
 
 
+@pytest.mark.parametrize("frozen", [FrozenFP8Linear(nn.Linear(96, 64, bias=False)), NF4LinearInFP8(nf4(torch.float32))])
+def test_the_released_code_hands_over_batches(frozen: nn.Module) -> None:
+    """Sampled replies go through ``generate``, whose states are (batch, length, features)."""
+    states = torch.randn(2, 5, 96)
+    together = torch.cat([frozen(each) for each in states])
+    torch.testing.assert_close(frozen(states).reshape(-1, 64), together)
+
+
 def test_over_nf4_the_weight_stays_packed() -> None:
     frozen = NF4LinearInFP8(nf4(torch.bfloat16))
     held = sum(each.numel() * each.element_size() for each in frozen.buffers())

@@ -12,6 +12,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from huanhuan.training.data import Dialogue, collate_pack, encode_record
+from huanhuan.training.hooks import SampleRepliesHook
 from huanhuan.training.model import PackedFinetune
 
 TARGETS = ["wqkv", "wo", "w1", "w2", "w3", "output"]
@@ -173,3 +174,12 @@ def test_predict_sums_what_the_loss_averages(tiny_base: Path, dialogues: list[Di
     assert result["tokens"] == sum(dialogue.supervised for dialogue in dialogues)
     mean = result["negative_log_likelihood"] / result["tokens"]
     assert mean == pytest.approx(float(model.compute_loss(pack)["loss"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("nf4", [False, True])
+def test_a_model_in_fp8_writes_sampled_replies(tiny_base: Path, tiny_tokenizer: Any, nf4: bool) -> None:
+    """As the hook asks for them before the first step, through the released code's own ``generate``."""
+    quantised = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")}
+    model = build(tiny_base, llm=quantised if nf4 else None, fp8_base=True).eval()
+    hook = SampleRepliesHook(tiny_tokenizer, "data/huanhuan/persona.toml", max_new_tokens=4)
+    assert isinstance(hook.reply(model.llm, "你是谁？"), str)
