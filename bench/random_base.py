@@ -22,6 +22,17 @@ SHAPES = {
 CHARACTERS = "".join(chr(code) for code in range(0x4E00, 0x4E00 + 1200))
 
 
+def is_text(tokenizer: Any, number: int) -> bool:
+    """Whether the token ``number`` alone decodes to characters."""
+    said = tokenizer.decode([number])
+    return (
+        number not in tokenizer.all_special_ids
+        and said.isprintable()
+        and bool(said.strip("\ufffd "))
+        and "<" not in said
+    )
+
+
 def build(out: Path, shape: str = "7b", layers: int | None = None) -> None:
     """Save an InternLM2ForCausalLM of ``shape`` in bf16, its code and a small tokenizer in ``out``."""
     import torch
@@ -54,6 +65,12 @@ def build(out: Path, shape: str = "7b", layers: int | None = None) -> None:
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = InternLM2ForCausalLM(config)
     torch.set_default_dtype(torch.float32)
+    with torch.no_grad():
+        # A reply is then made of whole characters: bytes, control tokens and ids without a text are never the likeliest.
+        head = model.get_output_embeddings().weight
+        text = torch.tensor([is_text(tokenizer, number) for number in range(len(tokenizer))])
+        head[len(text) :] = 0
+        head[: len(text)][~text.to(head.device)] = 0
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=tokenizer.eos_token_id)
     model.save_pretrained(out, safe_serialization=True, max_shard_size="2GB")
 
