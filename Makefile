@@ -51,21 +51,22 @@ data/huanhuan/train.jsonl: $(SOURCES) | $(READY)
 	$(BIN)/python tools/dialogue_to_jsonl.py data/huanhuan/script --persona data/huanhuan/persona.toml --out data/huanhuan
 data/huanhuan/val.jsonl: data/huanhuan/train.jsonl
 
+# After the data: the held-out scenes, which pretraining leaves out, are those of val.jsonl.
 base: $(BASE)/config.json
-$(BASE)/config.json: $(SOURCES) $(wildcard huanhuan/training/tiny_*.py huanhuan/training/pretrain.py) | $(READY)
+$(BASE)/config.json: $(SOURCES) $(DATA) $(wildcard huanhuan/training/tiny_*.py huanhuan/training/*pre*.py huanhuan/training/demo_base.py) | $(READY)
 	$(BIN)/python tools/make_tiny_base.py --out $(BASE) --overwrite
 
 character: $(DEMO)/config.json
 $(DEMO)/config.json: $(BASE)/config.json $(DATA) $(RECIPE) $(wildcard configs/_base_/*.py) configs/huanhuan_qlora.py | $(READY)
 	@rm -f $(WORK)/last_checkpoint
-	xtuner train $(RECIPE) --work-dir $(WORK)
+	HUANHUAN_BASE=$(abspath $(BASE)) xtuner train $(RECIPE) --work-dir $(WORK)
 	@test -s $(WORK)/last_checkpoint || { echo "错误 / error: $(WORK): 训练没有写出检查点 / training wrote no checkpoint: read the log above" >&2; exit 1; }
 	$(BIN)/python tools/merge_hf.py $(RECIPE) --work-dir $(WORK) --base $(BASE) --out $(DEMO) --overwrite
 	@echo "角色已就绪 / the character is ready: $(DEMO)"
 
 demo: character
 	@echo "聊天页 / chat page: http://localhost:7860 （Ctrl-C 结束 / to stop)"
-	@HUANHUAN_MODEL=$(DEMO) $(BIN)/python app.py
+	@env -u HUANHUAN_API_BASE HUANHUAN_MODEL=$(DEMO) HUANHUAN_ENGINE=transformers $(BIN)/python app.py
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow" --durations=10

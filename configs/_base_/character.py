@@ -50,7 +50,7 @@ model = dict(
     ),
 )
 
-# Data: relative paths lie below the checkout
+# Data: relative paths lie below the checkout. A recipe for another character sets these three
 persona = "data/huanhuan/persona.toml"
 
 train_dataloader = dict(
@@ -113,7 +113,7 @@ default_hooks = dict(
     early_stop=dict(type=EarlyStopHook, patience=None),
 )
 custom_hooks = [
-    dict(type=SampleRepliesHook, tokenizer=tokenizer, persona=persona),
+    dict(type=SampleRepliesHook, tokenizer=tokenizer),
     dict(type=StopAtNaNHook, every=10),  # steps between two looks; each waits for the card
     dict(type=ThroughputHook),
     dict(type=RandomStateHook),

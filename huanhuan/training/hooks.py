@@ -24,16 +24,31 @@ from huanhuan.template import Message, encode, stop_ids
 class SampleRepliesHook(Hook):
     """Writes greedy replies to the persona's starters into the log: before training, after each validation.
 
-    The prompt is the page's own: the persona's system prompt and the one template.
+    The prompt is the page's own: the persona's system prompt and the one template. Without ``persona`` the card is the
+    recipe's ``persona``, so that a recipe for another character says in one place who that is.
     """
 
     priority = "LOW"
 
-    def __init__(self, tokenizer: Any, persona: str, max_new_tokens: int = 96, starters: int = 3) -> None:
+    def __init__(
+        self, tokenizer: Any, persona: str | None = None, max_new_tokens: int = 96, starters: int = 3
+    ) -> None:
         self.tokenizer = BUILDER.build(tokenizer) if isinstance(tokenizer, dict) else tokenizer
+        self.max_new_tokens, self.count = max_new_tokens, starters
+        self.system = ""
+        self.starters: tuple[str, ...] = ()
+        if persona is not None:
+            self.read(persona)
+
+    def read(self, persona: str) -> None:
+        """Take prompt and starters from a card; a relative path lies below the checkout."""
         card = load_persona(in_checkout(persona))
-        self.system, self.starters = card.system, card.starters[:starters]
-        self.max_new_tokens = max_new_tokens
+        self.system, self.starters = card.system, card.starters[: self.count]
+
+    def before_run(self, runner: Any) -> None:
+        """Read the recipe's card, unless this hook was given one."""
+        if not self.system:
+            self.read(runner.cfg.persona)
 
     def before_train(self, runner: Any) -> None:
         """Log what the base answers."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from mmengine.config import Config
 
 from huanhuan.paths import CONFIGS, ROOT
 from huanhuan.persona import load_persona
+from huanhuan.training.hooks import SampleRepliesHook
 
 RECIPES = sorted(CONFIGS.glob("*.py"))
 # A recipe that drops out of the glob would drop out of every test below.
@@ -72,3 +75,43 @@ def test_one_system_prompt() -> None:
     for name in ("train", "val"):
         for line in (ROOT / f"data/huanhuan/{name}.jsonl").read_text("utf-8").splitlines():
             assert json.loads(line)["conversation"][0]["system"] == persona.system
+
+
+OWN = """from mmengine.config import read_base
+
+with read_base():
+    from .huanhuan_qlora import *
+
+persona = "data/<角色>/persona.toml"
+train_dataloader.dataset.path = "data/<角色>/train.jsonl"
+val_dataloader.dataset.path = "data/<角色>/val.jsonl"
+"""
+
+
+@pytest.mark.parametrize("document", ["README.md", "README_en.md", "data/README.md"])
+def test_a_recipe_for_another_character_is_what_the_documents_say(document: str, tmp_path: Path) -> None:
+    text = (ROOT / document).read_text("utf-8")
+    assert OWN in text or OWN.replace("<角色>", "<character>") in text
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    (tmp_path / "configs" / "lin_qlora.py").write_text(OWN.replace("<角色>", "lin"), "utf-8")
+    recipe = Config.fromfile(str(tmp_path / "configs" / "lin_qlora.py"))
+    told = leaves(recipe.to_dict())
+    assert not [place for place, value in told.items() if "data/huanhuan" in value]
+    assert {value for value in told.values() if value.startswith("data/lin/")} == {
+        "data/lin/train.jsonl",
+        "data/lin/val.jsonl",
+        "data/lin/persona.toml",
+    }
+
+
+def test_sampled_replies_are_asked_of_the_recipes_persona(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    card = tmp_path / "persona.toml"
+    card.write_text(
+        'name = "林晚"\nsystem = "扮演林晚"\ngreeting = "来啦？"\nstarters = ["要绣多久？", "在吗？"]\n', "utf-8"
+    )
+    recipe = Config.fromfile(str(CONFIGS / "huanhuan_qlora.py"))
+    recipe.persona = str(card)
+    (settings,) = [each for each in recipe.custom_hooks if "SampleReplies" in str(each["type"])]
+    hook = SampleRepliesHook(tiny_tokenizer, **{k: v for k, v in settings.items() if k not in ("type", "tokenizer")})
+    hook.before_run(SimpleNamespace(cfg=recipe))
+    assert hook.system == "扮演林晚" and hook.starters == ("要绣多久？", "在吗？")
