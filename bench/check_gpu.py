@@ -79,7 +79,7 @@ REFERENCE = {
     "full": "full-float32",
 }
 # Distance of the gradients from float32's that the number format may cause over two layers.
-LIMITS = {"bf16": 0.05, "nf4": 0.05, "fp8": 0.3, "nf4-fp8": 0.3, "full": 0.05}
+LIMITS = {"bf16": 0.05, "nf4": 0.05, "fp8": 0.2, "nf4-fp8": 0.2, "full": 0.05}
 
 
 def build(case: Case, base: Path) -> Any:
@@ -372,7 +372,9 @@ def compare(rows: list[dict[str, Any]], folder: Path) -> None:
         plain = distance(f"{base}-plain", reference)
         allowed = min(plain * (1.1 if base.endswith("fp8") else 2), LIMITS[base]) + 1e-6
         row["ok"] = row["gradient_error"] <= allowed and row["loss_error"] < 1e-3
-        row["ok"] = row["ok"] and row["isolated"] and not row["recompiles"]
+        # Over FP8 the first layer is another than the rest.
+        kinds = 2 if base.endswith("fp8") else 1
+        row["ok"] = row["ok"] and row["isolated"] and row["recompiles"] < kinds
 
 
 @click.command()

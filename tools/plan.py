@@ -28,14 +28,21 @@ from huanhuan.cli import tool
     help="按这么大显存的卡计划 / plan for a card with this much memory.",
 )
 @click.option("--card", metavar="NAME", help="按这种卡计划，如 A100、RTX 4090 / plan for this kind of card.")
-@click.option("--gpus", type=click.IntRange(1), help="GPU 数，默认 1 / number of GPUs, by default 1.")
+@click.option(
+    "--gpus",
+    type=click.IntRange(1),
+    envvar="NPROC_PER_NODE",
+    default=1,
+    show_default=True,
+    help="每台机器的 GPU 数 / GPUs of each machine: --nproc of tools/train.py.",
+)
 @click.option("--deepspeed", help="DeepSpeed 配置名或 JSON / a DeepSpeed configuration of XTuner or a JSON file.")
 def main(
     recipe: str,
     overrides: tuple[str, ...],
     gpu_memory: float | None,
     card: str | None,
-    gpus: int | None,
+    gpus: int,
     deepspeed: str | None,
 ) -> None:
     """下载之前先看本机能否运行 RECIPE：显存、时间；跑不了时给出能跑的配方。
@@ -47,12 +54,14 @@ def main(
     if bad:
         raise click.UsageError(f"{', '.join(bad)}: 不是 KEY=VALUE / is not KEY=VALUE")
     from huanhuan.training.alternatives import alternatives
-    from huanhuan.training.machine import this_machine
-    from huanhuan.training.plan import Recipe, all_recipes, make_plan
+    from huanhuan.training.machine import node_count, this_machine
+    from huanhuan.training.plan import make_plan
+    from huanhuan.training.plan_recipe import Recipe, all_recipes
     from huanhuan.training.plan_report import report
     from huanhuan.training.recipe import find_recipe
 
-    plan = make_plan(Recipe.read(find_recipe(recipe), overrides), this_machine(gpu_memory, gpus, card), deepspeed)
+    machine = this_machine(gpu_memory, gpus * node_count(), card)
+    plan = make_plan(Recipe.read(find_recipe(recipe), overrides), machine, deepspeed)
     others = [] if plan.fits else alternatives(plan, all_recipes())
     for line in report(plan, others):
         click.echo(line)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from huanhuan.errors import UserError
 from huanhuan.training.machine import Machine
-from huanhuan.training.memory import GIB, Run, memory_of
-from huanhuan.training.plan import Plan, Recipe, obstacles, run_of, shape_of
-from huanhuan.training.speed import speed_of
+from huanhuan.training.memory import GIB
+from huanhuan.training.plan import DEMO_BASE, Plan, make_plan
+from huanhuan.training.plan_recipe import Recipe, value_at
 
 PACKS = (8192, 4096, 2048)
 GPUS = (2, 4, 8)
@@ -24,6 +26,17 @@ class Alternative:
     """Bytes on one GPU."""
     why: str
 
+    @classmethod
+    def of(cls, plan: Plan, why: str) -> Alternative:
+        """The command line that is ``plan``."""
+        options = [plan.recipe.name]
+        processes = plan.machine.gpus // plan.machine.nodes
+        if processes > 1:
+            options += ["--nproc", str(processes)]
+        if plan.deepspeed is not None:
+            options += ["--deepspeed", plan.deepspeed]
+        return cls(shlex.join([*options, *plan.recipe.overrides]), plan.memory.peak, why)
+
     def line(self) -> str:
         """``python tools/train.py … （12.9 GiB，… / …)``."""
         return f"python tools/train.py {self.arguments}  （{self.peak / GIB:.1f} GiB，{self.why}）"
@@ -35,76 +48,93 @@ def alternatives(plan: Plan, recipes: list[Recipe], most: int = 3) -> list[Alter
     return found[:most]
 
 
-def _fits(run: Run, machine: Machine, positions: float) -> bool:
-    speed = speed_of(run, machine.card, cores=machine.cores if machine.card is None and machine.name == "CPU" else 0)
-    return not any(obstacles(run, machine, speed, positions))
+def _fitting(path: Path, overrides: Sequence[str], machine: Machine, deepspeed: str | None) -> Plan | None:
+    """The plan of a command line as it stands; None if that does not run."""
+    try:
+        plan = make_plan(Recipe.read(path, overrides), machine, deepspeed)
+    except UserError:
+        return None
+    return plan if plan.fits else None
 
 
 def _same_recipe(plan: Plan) -> Iterator[Alternative]:
     """Smaller packs cost little speed, checkpointing a third of it; both together if one is not enough."""
-    recipe, run = plan.recipe, plan.run
-    pack = recipe.pack_length
-    packs = [pack, *(each for each in PACKS if each < pack)] if pack else [None]
-    checkpointing = [False, True] if not run.checkpointing else [True]
-    for checkpointed in checkpointing:
-        for length in packs:
-            changed = run.changed(
-                checkpointing=checkpointed,
-                tokens=length * recipe.batch_size if length else run.tokens,
-                accumulation=run.accumulation * (pack // length if pack and length else 1),
-            )
-            if changed == run or not _fits(changed, plan.machine, plan.positions):
-                continue
-            options = list(recipe.overrides)
-            if length is not None and length != pack:
-                # Packs that share a step weigh as one: the step stays what it was.
-                options += [
-                    f"train_dataloader.dataset.pack_length={length}",
-                    f"train_dataloader.collate_fn.pad_to={length}",
-                    f"optim_wrapper.accumulative_counts={changed.accumulation}",
-                ]
-                if recipe.max_length > length:
-                    options.append(f"train_dataloader.dataset.max_length={length}")
-            if checkpointed and not run.checkpointing:
-                options.append("model.use_activation_checkpointing=True")
-                if run.base != "plain":
-                    # Compiled layers do not get along with checkpointing over such a base.
-                    options.append("model.kernels=liger")
-            yield Alternative(
-                " ".join([recipe.path.stem, *options]),
-                memory_of(changed).peak,
-                "同一配方，改设置 / the same recipe, other settings",
-            )
-            return
+    recipe, pack = plan.recipe, plan.recipe.pack_length
+    packs = [pack, *(each for each in PACKS if pack and each < pack)]
+    for deepspeed in dict.fromkeys((plan.deepspeed, None)):
+        for checkpointed in dict.fromkeys((plan.run.checkpointing, True)):
+            for length in packs:
+                changes = _with_packs(recipe, length) if length and length != pack else []
+                if checkpointed and not plan.run.checkpointing:
+                    changes += _with_checkpointing(plan)
+                if not changes and deepspeed == plan.deepspeed:
+                    continue
+                fitting = _fitting(recipe.path, [*recipe.overrides, *changes], plan.machine, deepspeed)
+                if fitting is not None:
+                    yield Alternative.of(fitting, "同一配方，改设置 / the same recipe, other settings")
+                    return
+
+
+def _with_packs(recipe: Recipe, length: int) -> list[str]:
+    """Overrides for packs of ``length`` tokens. More of them share a step and weigh as one: it stays what it was."""
+    packs = (recipe.pack_length or length) // length
+    changes = [f"{recipe.dataset_key}.pack_length={length}", f"{recipe.accumulation_key}={recipe.accumulation * packs}"]
+    if recipe.padded_to and not recipe.through_trainer:
+        changes.append(f"train_dataloader.collate_fn.pad_to={length}")
+    if recipe.max_length > length:
+        changes.append(f"{recipe.dataset_key}.max_length={length}")
+    return changes
+
+
+def _with_checkpointing(plan: Plan) -> list[str]:
+    # Compiled layers do not get along with checkpointing over a compressed base.
+    kernels = [] if plan.run.base == "plain" else ["model.kernels=liger"]
+    return ["model.use_activation_checkpointing=True", *kernels]
 
 
 def _other_recipes(plan: Plan, recipes: list[Recipe]) -> list[Alternative]:
-    """Those over the same base first, then by what they train, then the fastest."""
-    found: list[tuple[tuple[bool, bool, float], Alternative]] = []
+    """Those over the same base first, then by what they train, then the character's own, then the fastest."""
+    found: list[tuple[tuple[bool, bool, bool, float], Alternative]] = []
     for recipe in recipes:
-        if recipe.path == plan.recipe.path:
+        # The demo's base answers from memory what it was taught: no substitute for a model.
+        toy = recipe.base == DEMO_BASE != plan.recipe.base
+        if toy or recipe.path == plan.recipe.path:
             continue
-        try:
-            run = run_of(recipe, shape_of(recipe.base), gpus=plan.machine.gpus, data=plan.data)
-        except UserError:
-            continue
-        if not _fits(run, plan.machine, plan.positions):
-            continue
-        speed = speed_of(run, plan.machine.card, cores=plan.machine.cores)
-        rank = (recipe.base != plan.recipe.base, bool(run.rank) != bool(plan.run.rank), -(speed.tokens if speed else 0))
-        method = f"LoRA, {run.base}" if run.rank else "full"
-        why = f"{recipe.base.rpartition('/')[2]}, {method}"
-        found.append((rank, Alternative(recipe.path.stem, memory_of(run).peak, why)))
+        same_data = _same_data(plan.recipe, recipe)
+        for deepspeed in dict.fromkeys((None, plan.deepspeed)):
+            fitting = _fitting(recipe.path, same_data, plan.machine, deepspeed)
+            if fitting is None:
+                continue
+            run, speed = fitting.run, fitting.speed
+            rank = (
+                recipe.base != plan.recipe.base,
+                bool(run.rank) != bool(plan.run.rank),
+                bool(same_data),
+                -(speed.tokens if speed else 0),
+            )
+            method = f"LoRA, {run.base}" if run.rank else "full"
+            found.append((rank, Alternative.of(fitting, f"{recipe.base.rpartition('/')[2]}, {method}")))
+            break
     return [alternative for _, alternative in sorted(found, key=lambda each: each[0])]
 
 
+def _same_data(recipe: Recipe, other: Recipe) -> list[str]:
+    """Overrides that make ``other`` train the character of ``recipe``."""
+    wanted = {f"{other.dataset_key}.path": recipe.data_file, "persona": recipe.values.get("persona")}
+    if not other.through_trainer:
+        held_out = "val_dataloader.dataset.path"
+        wanted[held_out] = value_at(recipe.values, held_out)
+    return [f"{key}={value}" for key, value in wanted.items() if value and value_at(other.values, key) != value]
+
+
 def _more_gpus(plan: Plan) -> Iterator[Alternative]:
-    """The fewest GPUs of the same kind that ZeRO-3 divides the recipe over."""
+    """The fewest GPUs of the same kind that DeepSpeed divides the recipe over."""
     if plan.run.base != "plain" or plan.machine.name == "CPU":
         return
-    for gpus in GPUS:
-        changed = plan.run.changed(gpus=gpus, zero=3)
-        if gpus > plan.machine.gpus and _fits(changed, plan.machine, plan.positions):
-            arguments = [plan.recipe.path.stem, f"--nproc {gpus} --deepspeed deepspeed_zero3", *plan.recipe.overrides]
-            yield Alternative(" ".join(arguments), memory_of(changed).peak, f"{gpus} 张同样的卡 / {gpus} such GPUs")
-            return
+    for gpus in (each for each in GPUS if each > plan.machine.gpus and each % plan.machine.nodes == 0):
+        for deepspeed in dict.fromkeys((plan.deepspeed or "deepspeed_zero3", "deepspeed_zero3")):
+            machine = replace(plan.machine, gpus=gpus)
+            fitting = _fitting(plan.recipe.path, plan.recipe.overrides, machine, deepspeed)
+            if fitting is not None:
+                yield Alternative.of(fitting, f"{gpus} 张同样的卡 / {gpus} such GPUs")
+                return

@@ -7,6 +7,7 @@ are cast row by row on the way in. Only LoRA trains beside it, so there is no we
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 FP8 = torch.float8_e4m3fn
+# Layers before this one keep the base's dtype. What the first layer rounds, every later one computes with: on the tiny
+# base it alone makes two thirds of the gradients' error (bench/README.md), and it is one layer of 32.
+FIRST_LAYER = 1
 LARGEST = torch.finfo(FP8).max
 
 
@@ -170,14 +174,16 @@ class NF4LinearInFP8(nn.Module):
 def freeze_in_fp8(model: nn.Module, device: torch.device) -> int:
     """Let the products of the base layers under LoRA adapters run in FP8 on ``device``; returns how many.
 
-    A layer in NF4 stays in NF4 in memory. The output head and the embeddings keep their dtype.
+    A layer in NF4 stays in NF4 in memory. The output head, the embeddings and the layers before FIRST_LAYER keep their
+    dtype.
     """
     from bitsandbytes.nn import Linear4bit
 
     replaced = 0
     for name, module in model.named_modules():
         base = getattr(module, "base_layer", None)
-        if ".layers." not in name:
+        number = re.search(r"\.layers\.(\d+)\.", name)
+        if number is None or int(number.group(1)) < FIRST_LAYER:
             continue
         if type(base) is nn.Linear:
             module.base_layer = FrozenFP8Linear(base.to(device))

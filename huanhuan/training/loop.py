@@ -16,6 +16,7 @@ from huanhuan.errors import UserError
 from huanhuan.training.data import count_supervised
 from huanhuan.training.hooks import ThroughputHook
 from huanhuan.training.schedule import WarmupCosineLR
+from huanhuan.training.steps import loop_passes, packs_per_step, whole_steps
 
 # Lines that the log of the shortest run has of its training loss, if it has as many steps.
 LEAST_LINES = 25
@@ -60,22 +61,6 @@ def endless(dataloader: Any) -> Iterator[dict[str, Any]]:
         yield from dataloader
 
 
-def packs_per_step(recipe: Any) -> int:
-    """Packs that one process accumulates in an optimiser step: DeepSpeed's setting if it trains, else mmengine's."""
-    strategy = recipe.get("strategy") or {}
-    own = (recipe.get("optim_wrapper") or {}).get("accumulative_counts", 1)
-    return int(strategy.get("gradient_accumulation_steps") or own)
-
-
-def whole_steps(iterations: float, accumulation: int) -> int:
-    """``iterations``, one pack each, rounded up to a whole number of optimiser steps.
-
-    >>> whole_steps(7, 1), whole_steps(7, 4), whole_steps(8, 4), whole_steps(0.5, 1)
-    (7, 8, 8, 1)
-    """
-    return max(1, -int(-iterations // accumulation)) * accumulation
-
-
 class PackedTrainLoop(TrainLoop):
     """XTuner's training loop (``max_iters`` or ``max_epochs``) over :class:`StepWindows`.
 
@@ -100,15 +85,11 @@ class PackedTrainLoop(TrainLoop):
             )
         super().__init__(runner, dataloader, **kwargs)
         self.accumulation = packs_per_step(runner.cfg)
-        asked = whole_steps(self._max_iters, self.accumulation)
-        least = min_steps * self.accumulation if kwargs.get("max_epochs") else 0
-        self._max_iters = max(asked, least)
-        if least > asked:
-            print_log(
-                f"数据少 / little data: {kwargs['max_epochs']} epochs would be {asked // self.accumulation} steps; "
-                f"{min_steps} steps = {self._max_iters / len(self.dataloader):.1f} epochs",
-                "current",
-            )
+        settings = {**kwargs, "min_steps": min_steps}
+        self._max_iters = loop_passes(len(self.dataloader), self.accumulation, settings)
+        epochs = self._max_iters / len(self.dataloader)
+        if kwargs.get("max_epochs") and self._max_iters == min_steps * self.accumulation:
+            print_log(f"数据少 / little data: min_steps={min_steps}, {epochs:.1f} epochs", "current")
         interval = whole_steps(self._max_iters / validations, self.accumulation)
         self.val_interval, self.dynamic_milestones, self.dynamic_intervals = interval, [0], [interval]
         self.dataloader_iterator = StepWindows(endless(self.dataloader), self.accumulation)

@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 GIB = 2**30
-Base = Literal["nf4", "fp8", "plain"]
+# "nf4_fp8": held in NF4, multiplied in FP8.
+Base = Literal["nf4", "fp8", "nf4_fp8", "plain"]
 Optimiser = Literal["adamw", "adamw8bit", "paged_adamw8bit", "compensated_adamw8bit"]
 
 # Of one weight: half a byte, a byte per 64 for the scale, and four bytes per 256 of those scales.
@@ -113,6 +114,8 @@ class Run:
     base: Base = "plain"
     dtype_bytes: int = 2
     """Of the weights that are not compressed, and of activations."""
+    bfloat16: bool = True
+    """Whether anything is computed in it: older cards cannot."""
     double_quant: bool = True
     rank: int = 0
     """Of the LoRA adapters; 0 trains every weight."""
@@ -179,7 +182,7 @@ def memory_of(run: Run) -> Memory:
     if run.zero:
         # DeepSpeed trains in the model's 16 bits and keeps a float32 copy in the optimiser.
         gradients = float(trained * run.dtype_bytes)
-        states = (states + trained * (4.0 if run.dtype_bytes == 2 else 0.0)) / run.gpus
+        states = (states + _float32_copy(run, trained)) / run.gpus
         step /= run.gpus
         # Two, because communication overlaps with the backward pass.
         buffers = 2.0 * min(REDUCE_BUCKET, trained) * run.dtype_bytes
@@ -208,6 +211,22 @@ def memory_of(run: Run) -> Memory:
     )
 
 
+def checkpoint_of(run: Run) -> tuple[float, float]:
+    """Bytes of a checkpoint on the disk, of all processes together: the trained weights, and the optimiser's states."""
+    trained, width = _trained(run)
+    # What is paged lies in files like the rest.
+    stored = run.changed(optimiser="adamw8bit") if run.optimiser == "paged_adamw8bit" else run
+    states, _ = _optimiser(stored, trained, width)
+    if run.zero:
+        width, states = run.dtype_bytes, states + _float32_copy(run, trained)
+    return float(trained * width), states
+
+
+def _float32_copy(run: Run, trained: int) -> float:
+    """Bytes of what DeepSpeed keeps beside weights in 16 bits."""
+    return trained * (4.0 if run.dtype_bytes == 2 else 0.0)
+
+
 def _trained(run: Run) -> tuple[int, int]:
     """How many weights are trained, and the bytes of one."""
     if run.rank:
@@ -219,7 +238,8 @@ def _weights(run: Run) -> float:
     """The base and, with LoRA, the adapters."""
     shape = run.shape
     compressed = shape.decoder_parameters if run.base != "plain" else 0
-    bytes_each = {"nf4": NF4_BYTES if run.double_quant else NF4_SINGLE_BYTES, "fp8": FP8_BYTES, "plain": 0.0}[run.base]
+    packed = NF4_BYTES if run.double_quant else NF4_SINGLE_BYTES
+    bytes_each = {"nf4": packed, "nf4_fp8": packed, "fp8": FP8_BYTES, "plain": 0.0}[run.base]
     adapters = shape.adapter_parameters(run.rank, run.targets) * run.adapter_bytes
     return compressed * bytes_each + (shape.parameters - compressed) * run.dtype_bytes + adapters
 
@@ -235,9 +255,8 @@ def _optimiser(run: Run, trained: int, width: int) -> tuple[float, float]:
     if run.optimiser == "paged_adamw8bit":
         # In managed memory, which the driver moves to the host when the card is full.
         return 0.0, 0.0
-    # The remainder of each weight, and the largest one and its gradient in float32.
-    largest = max(inputs * outputs for inputs, outputs in run.shape.linears.values())
-    return eight_bits + (0 if run.zero else trained * width), largest * 8.0
+    # The remainder of each weight.
+    return eight_bits + (0 if run.zero else trained * width), 0.0
 
 
 def _activations(run: Run) -> float:
@@ -251,9 +270,9 @@ def _activations(run: Run) -> float:
     layer += run.rank * sum(name != "output" for name in run.targets)
     # Gradients that meet in a layer's backward pass: of gate and up and of the residual.
     backward = (2 * shape.intermediate + shape.hidden) * token
-    if run.base == "nf4":
-        # The matrix that is unpacked for a product.
-        backward += shape.hidden * shape.intermediate * run.dtype_bytes
+    if run.base in ("nf4", "nf4_fp8"):
+        # The matrix that is unpacked for a product, and what it is cast to.
+        backward += shape.hidden * shape.intermediate * (run.dtype_bytes + (run.base == "nf4_fp8"))
     if run.checkpointing:
         kept = shape.layers * shape.hidden * token
         backward += layer * token

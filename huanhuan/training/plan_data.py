@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -51,6 +52,12 @@ def count_data(path: str, max_length: int, tokenizer: Path | None) -> Data:
     Raises: UserError if the file breaks the contract or the tokenizer does not load.
     """
     file = in_checkout(path)
+    return _count_file(file, max_length, tokenizer, file.stat().st_mtime_ns if file.is_file() else 0)
+
+
+@functools.lru_cache(maxsize=16)
+def _count_file(file: Path, max_length: int, tokenizer: Path | None, changed: int) -> Data:
+    """:func:`count_data` of a file last changed at ``changed``: looking for what fits asks for the same many times."""
     validation = validate_file(file)
     if validation.errors:
         raise UserError(validation.errors)

@@ -13,7 +13,8 @@ from huanhuan.training.plan_data import TOKENS_PER_CHARACTER
 def describe_run(run: Run) -> str:
     """``QLoRA 64, NF4, checkpointing, 8192 tokens``."""
     method = f"LoRA rank {run.rank}" if run.rank else "full"
-    base = {"nf4": "NF4", "fp8": "FP8", "plain": "bf16" if run.dtype_bytes == 2 else "fp32"}[run.base]
+    plain = "bf16" if run.dtype_bytes == 2 else "fp32"
+    base = {"nf4": "NF4", "fp8": "FP8", "nf4_fp8": "NF4 × FP8", "plain": plain}[run.base]
     parts = [method, base, run.optimiser, f"{run.tokens} tokens/pass"]
     if run.checkpointing:
         parts.append("checkpointing")
@@ -79,7 +80,8 @@ def _time_lines(plan: Plan) -> Iterator[str]:
     times = plan.times
     parts = "，".join(f"{label} {duration(seconds)}" for label, seconds in times.items() if seconds >= 0.5)
     yield (
-        f"时间 / time: 约 {duration(sum(times.values()))}（{parts}；{plan.steps} 步 / steps，"
+        f"时间 / time: 约 {duration(sum(times.values()))}（{parts}；{plan.length.steps} 步 / steps = "
+        f"{plan.length.epochs:.3g} 遍 / epochs，"
         f"{_rate(plan.speed.tokens)} tokens/s，{plan.speed.source}）；另加载入与编译 / loading and compiling come on top"
     )
 

@@ -17,8 +17,10 @@ from huanhuan.paths import ROOT, in_checkout
 from huanhuan.persona import load_persona
 from huanhuan.training.base import ENVIRONMENT, find_base
 from huanhuan.training.machine import this_machine
-from huanhuan.training.memory import GIB, Shape
-from huanhuan.training.plan import Recipe, known_shape, obstacles, run_of, shape_in
+from huanhuan.training.memory import GIB, Shape, checkpoint_of
+from huanhuan.training.plan import known_shape, obstacles, shape_in
+from huanhuan.training.plan_data import count_data
+from huanhuan.training.plan_recipe import Length, Recipe, run_of, value_at
 
 # Packages whose other versions are known not to run this; see the requirements files for the reasons.
 CRITICAL = ("transformers", "peft", "xtuner", "mmengine")
@@ -47,7 +49,7 @@ def check(path: Path, recipe: Any, work_dir: Path, *, gpus: int = 1, deepspeed: 
     problems.raise_if_any()
     base = Path(find_base(name))
     late = _memory_problems(path, recipe, shape_in(base), gpus, deepspeed) if shape is None else []
-    for problem in (*late, *_disk_problems(recipe, base, work_dir)):
+    for problem in (*late, *_disk_problems(path, recipe, base, work_dir, gpus, deepspeed)):
         problems.add(problem)
     problems.raise_if_any()
     click.echo(f"检查通过 / checked: {path.name}", err=True)
@@ -101,29 +103,61 @@ def base_bytes(base: Path) -> int:
 def _memory_problems(path: Path, recipe: Any, shape: Shape, gpus: int, deepspeed: str | None) -> Iterator[str]:
     """What tools/plan.py says of this machine, and that it is the place to look."""
     try:
-        run = run_of(Recipe.of(path, recipe), shape, gpus=gpus, deepspeed=deepspeed)
-        found = list(obstacles(run, this_machine(gpus=gpus)))
+        read = Recipe.of(path, recipe)
+        run = run_of(read, shape, gpus=gpus, deepspeed=deepspeed)
+        found = [*read.contradictions(), *obstacles(run, this_machine(gpus=gpus))]
     except UserError as error:
         found = error.problems
     for each in found:
         yield f"{each}（详见 / see python tools/plan.py {path.stem}）"
 
 
-def _disk_problems(recipe: Any, base: Path, work_dir: Path) -> Iterator[str]:
+def _disk_problems(
+    path: Path, recipe: Any, base: Path, work_dir: Path, gpus: int, deepspeed: str | None
+) -> Iterator[str]:
     """The disk must hold the checkpoints that are kept at a time."""
-    stored = base_bytes(base)
-    if not stored:
+    if not base_bytes(base):
         yield f"{base}: 没有权重文件 / holds no weights: 下载完整的模型 / fetch the whole model"
         return
-    trains_all = not (recipe.model.get("lora") or recipe.get("lora"))
     folder = work_dir.resolve()
     while not folder.exists():
         folder = folder.parent
     disk = shutil.disk_usage(folder).free
-    # A LoRA checkpoint with its optimiser state is at most a tenth of the base; two are kept while a third is written.
-    checkpoint = stored * (3 if trains_all else 0.1) * 3
-    if checkpoint > disk:
+    needed = checkpoint_space(Recipe.of(path, recipe), shape_in(base), gpus=gpus, deepspeed=deepspeed)
+    if needed > disk:
         yield (
-            f"{work_dir}: 检查点需要 {checkpoint / GIB:.1f} GiB 磁盘，剩 {disk / GIB:.1f} GiB / checkpoints need "
-            f"{checkpoint / GIB:.1f} GiB of disk, {disk / GIB:.1f} GiB are free: 清理或换 --work-dir / free some or use --work-dir"
+            f"{work_dir}: 检查点需要 {needed / GIB:.1f} GiB 磁盘，剩 {disk / GIB:.1f} GiB / checkpoints need "
+            f"{needed / GIB:.1f} GiB of disk, {disk / GIB:.1f} GiB are free: 清理或换 --work-dir / free some or use --work-dir"
         )
+
+
+def checkpoint_space(recipe: Recipe, shape: Shape, *, gpus: int = 1, deepspeed: str | None = None) -> float:
+    """Bytes of all checkpoints that lie on the disk at a time.
+
+    Raises: UserError if the training file cannot be read.
+    """
+    weights, states = checkpoint_of(run_of(recipe, shape, gpus=gpus, deepspeed=deepspeed))
+    file = recipe.data_file
+    packs = count_data(file, recipe.max_length, None).packs(recipe.pack_length) if file else 0
+    # Twice as many, because tokens are estimated here: it only has to tell one checkpoint from several.
+    whole, light = kept_checkpoints(recipe, recipe.length(max(2 * packs, 1), gpus))
+    return whole * (weights + states) + light * weights
+
+
+def kept_checkpoints(recipe: Recipe, length: Length) -> tuple[int, int]:
+    """How many checkpoints there are at most at a time: such that a run is resumed from, and weights alone."""
+    if recipe.through_trainer:
+        every, limit = recipe.trainer.get("save_steps", 500), int(recipe.trainer.get("save_total_limit") or 0)
+        if recipe.trainer.get("save_strategy") == "epoch":
+            every = length.steps / length.epochs
+        saves = -int(-length.steps // (every if every >= 1 else every * length.steps))
+        # The oldest goes after the newest is written, and at the end the result is saved beside them.
+        return min(saves, limit + 1) if limit > 0 else saves, 1
+    hook = value_at(recipe.values, "default_hooks.checkpoint") or {}
+    every, limit = int(hook.get("interval", -1)), int(hook.get("max_keep_ckpts", -1))
+    once = hook.get("by_epoch", True) or not 0 < every < length.passes
+    # A new best one saves the run's state once more.
+    saves = 1 if once else -(-length.passes // every) + length.validations
+    best = hook.get("save_best") or ()
+    # mmengine removes the oldest before it writes, and keeps the best without the optimiser's states.
+    return min(saves, limit) if limit > 0 else saves, 1 if isinstance(best, str) else len(best)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-from huanhuan.training.memory import Run
+from huanhuan.training.memory import SHAPES, Run, Shape
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,22 @@ class Card:
         return self.capability >= (8, 9)
 
 
-# NVIDIA's data sheets, without sparsity. The first name that is part of what the driver reports counts.
+# NVIDIA's data sheets, without sparsity. Of cards that differ only in memory the first is meant if none is named.
 CARDS = (
     Card("B200", 2250, 178, (10, 0)),
-    Card("GH200", 989, 94, (9, 0)),
+    Card("GH200 480GB", 989, 94, (9, 0)),
+    Card("GH200 120GB", 989, 94, (9, 0)),
     Card("H200", 989, 139.8, (9, 0)),
+    Card("H200 NVL", 836, 139.8, (9, 0)),
     Card("H100 PCIe", 756, 79.2, (9, 0)),
+    Card("H100 NVL", 836, 93.1, (9, 0)),
     Card("H100", 989, 79.2, (9, 0)),
     Card("H800", 989, 79.2, (9, 0)),
     Card("H20", 148, 95.6, (9, 0)),
-    Card("A100-SXM4-40GB", 312, 39.4, (8, 0)),
-    Card("A100-PCIE-40GB", 312, 39.4, (8, 0)),
-    Card("A100", 312, 79.2, (8, 0)),
-    Card("A800", 312, 79.2, (8, 0)),
+    Card("A100 80GB", 312, 79.2, (8, 0)),
+    Card("A100 40GB", 312, 39.4, (8, 0)),
+    Card("A800 80GB", 312, 79.2, (8, 0)),
+    Card("A800 40GB", 312, 39.4, (8, 0)),
     Card("L40S", 362, 44.4, (8, 9)),
     Card("L40", 181, 44.4, (8, 9)),
     Card("L4", 121, 22.0, (8, 9)),
@@ -55,41 +59,74 @@ CARDS = (
     Card("RTX 5080", 113, 15.5, (12, 0)),
     Card("RTX 4090", 165, 23.6, (8, 9)),
     Card("RTX 4080", 97, 15.6, (8, 9)),
-    Card("RTX 4060 Ti", 44, 15.6, (8, 9)),
+    Card("RTX 4080 SUPER", 104, 15.6, (8, 9)),
+    Card("RTX 4060 Ti 16GB", 44, 15.6, (8, 9)),
+    Card("RTX 4060 Ti 8GB", 44, 7.6, (8, 9)),
     Card("RTX 3090", 71, 23.6, (8, 6)),
+    Card("RTX 3090 Ti", 80, 23.6, (8, 6)),
     Card("RTX 3060", 25, 11.6, (8, 6)),
-    Card("V100", 125, 31.7, (7, 0)),
+    Card("V100 32GB", 125, 31.7, (7, 0)),
+    Card("V100 16GB", 125, 15.8, (7, 0)),
     Card("T4", 65, 14.6, (7, 5)),
 )
+# What a driver writes before a name, and what makes another card of the same number.
+MAKERS = {"nvidia", "geforce", "tesla"}
+VARIANTS = {"ti", "super", "d", "laptop", "mobile", "max", "nvl", "mig"}
 
 
 def find_card(name: str) -> Card | None:
-    """The card whose name is part of ``name`` (what a driver reports), or of whose name it is part; else None.
+    """The card whose words are all in ``name`` (what a driver reports), the one with most words; else the one card
+    that has all words of ``name``; None if there is none, or none with the memory that ``name`` says.
 
-    >>> find_card("NVIDIA GeForce RTX 4090").name, find_card("4090").name
-    ('RTX 4090', 'RTX 4090')
+    >>> find_card("NVIDIA GeForce RTX 4090").name, find_card("4090").name, find_card("A100-SXM4-40GB").name
+    ('RTX 4090', 'RTX 4090', 'A100 40GB')
+    >>> find_card("RTX A4000"), find_card("RTX 4090 Laptop GPU"), find_card("A100 20GB")
+    (None, None, None)
     """
-    name = name.lower().strip()
-    for card in CARDS:
-        if card.name.lower() in name:
-            return card
-    return next((card for card in CARDS if name and name in card.name.lower()), None)
+    words, sizes = _words(name)
+    alike = [card for card in CARDS if _words(card.name)[0] & VARIANTS == words & VARIANTS]
+    within = [card for card in alike if _words(card.name)[0] <= words]
+    most = max((len(_words(card.name)[0]) for card in within), default=0)
+    found = [card for card in within if len(_words(card.name)[0]) == most]
+    if not found and words:
+        found = [card for card in alike if words <= _words(card.name)[0]]
+        if len({_words(card.name)[0] for card in found}) > 1:
+            return None
+    return next((card for card in found if not sizes or _has_memory(card, sizes)), None)
+
+
+def _words(name: str) -> tuple[frozenset[str], frozenset[int]]:
+    """The words of a card's name, and the gigabytes in it: of "NVIDIA A100-SXM4-40GB", a100 and sxm4, and 40."""
+    name = name.lower()
+    size = r"\b(\d+)\s*g(?:i?b)?\b"
+    words = re.findall(r"[a-z0-9]+", re.sub(size, " ", name))
+    return frozenset(words) - MAKERS, frozenset(map(int, re.findall(size, name)))
+
+
+def _has_memory(card: Card, sizes: frozenset[int]) -> bool:
+    """Whether a card is one of these sizes: by its name (a GH200's says the host's memory), else nearly."""
+    own = _words(card.name)[1]
+    return bool(own & sizes) if own else any(0.85 * size < card.gib <= size for size in sizes)
 
 
 # Tokens per second on one H200, InternLM2-7B in packs of 8,192, by base, what is trained ("lora" or "full") and
-# checkpointing, from `bench/train.py`; the two with checkpointing over an uncompressed base are of packs of 16,384
-# in another loop.
-MEASURED_ON = "H200"
+# checkpointing, from `bench/train.py`: the table of configs/README.md.
+MEASURED_ON, MEASURED_SHAPE, MEASURED_PACK = "H200", SHAPES["7b"], 8192
 MEASURED_TOKENS = {
     ("nf4", "lora", False): 16_962,
     ("nf4", "lora", True): 12_137,
     ("plain", "lora", False): 17_321,
-    ("plain", "lora", True): 12_222,
     ("fp8", "lora", False): 25_569,
     ("plain", "full", False): 9_118,
-    ("plain", "full", True): 8_662,
 }
-MEASURED_PRODUCTS = 7.36e9
+# The same for what the recipes' loop was not measured at. With checkpointing: packs of 16,384 and rows of 2,048 in
+# loops of other kinds. FP8 products over NF4: a token takes what it takes over FP8, and what unpacking NF4 adds to
+# products in bfloat16; 1 / (1 / 25,569 + 1 / 16,962 - 1 / 17,321).
+ESTIMATED_TOKENS = {
+    ("plain", "lora", True): 12_222,
+    ("plain", "full", True): 8_662,
+    ("nf4_fp8", "lora", False): 24_795,
+}
 # One CPU core in float32, and how much slower most CPUs are in bfloat16: a 512-token step of a base of 4 million
 # weights took 0.17 s on two cores, and 12 to 25 times that in bfloat16.
 CORE_FLOPS, CPU_BF16_FACTOR = 24e9, 18
@@ -103,45 +140,51 @@ class Speed:
     source: str
 
 
-def weights_in_products(run: Run) -> int:
+def weights_in_products(shape: Shape) -> int:
     """All weights but the embedding, which is looked up and not multiplied."""
-    return run.shape.parameters - run.shape.vocabulary * run.shape.hidden
+    return shape.parameters - shape.vocabulary * shape.hidden
 
 
-def speed_of(run: Run, card: Card | None, *, cores: int = 0) -> Speed | None:
-    """The expected speed on ``card``, or on ``cores`` of a CPU; None if neither is known."""
-    trained = "lora" if run.rank else "full"
-    factor = 1.0 * run.gpus
+def speed_of(run: Run, card: Card | None, *, cores: int = 0, through_trainer: bool = False) -> Speed | None:
+    """The expected speed on ``card``, or on ``cores`` of a CPU; None if neither is known.
+
+    What goes ``through_trainer``, that of Transformers, is taken to be as fast as XTuner's loop, but was not measured.
+    """
     several = f" × {run.gpus}（通信未计 / communication not counted）" if run.gpus > 1 else ""
     if card is None:
         if not cores:
             return None
-        operations = (4 if run.rank else 6) * weights_in_products(run)
+        operations = (4 if run.rank else 6) * weights_in_products(run.shape)
         slower = CPU_BF16_FACTOR if run.dtype_bytes == 2 else 1
         return Speed(
             cores * CORE_FLOPS / operations / slower, f"按 {cores} 个 CPU 核估计 / estimated for {cores} CPU cores"
         )
-    if not card.tflops:
+    rate, measured = _reference(run, run.checkpointing)
+    if not card.tflops or not rate:
         return None
-    kept = _measured(run, trained, run.checkpointing)
     if run.budget < 1 and not run.checkpointing:
         # What is not kept costs what checkpointing costs.
-        kept = 1 / (run.budget / kept + (1 - run.budget) / _measured(run, trained, True))
-    rate = kept
-    exact = (run.base, trained, run.checkpointing) in MEASURED_TOKENS and run.budget == 1
-    rate *= MEASURED_PRODUCTS / weights_in_products(run)
-    measured = card.name == MEASURED_ON and exact and run.shape.hidden == 4096
-    if measured:
-        return Speed(rate * factor, f"在 {MEASURED_ON} 上实测 / measured on an {MEASURED_ON}{several}")
-    rate *= card.tflops / next(each.tflops for each in CARDS if each.name == MEASURED_ON)
-    return Speed(
-        rate * factor,
-        f"按峰值由 {MEASURED_ON} 的实测推算 / scaled by peak from what was measured on an {MEASURED_ON}{several}",
-    )
+        rate = 1 / (run.budget / rate + (1 - run.budget) / _reference(run, checkpointing=True)[0])
+        measured = False
+    if (run.shape, run.tokens, run.zero) != (MEASURED_SHAPE, MEASURED_PACK, 0) or through_trainer:
+        measured = False
+    rate *= run.gpus * weights_in_products(MEASURED_SHAPE) / weights_in_products(run.shape)
+    if card.name != MEASURED_ON:
+        rate *= card.tflops / next(each.tflops for each in CARDS if each.name == MEASURED_ON)
+        source = f"按峰值由 {MEASURED_ON} 推算 / scaled by peak from an {MEASURED_ON}"
+    elif measured:
+        source = f"在 {MEASURED_ON} 上实测 / measured on an {MEASURED_ON}"
+    else:
+        source = f"按 {MEASURED_ON} 上相近的运行估计 / estimated from similar runs on an {MEASURED_ON}"
+    return Speed(rate, source + several)
 
 
-def _measured(run: Run, trained: str, checkpointing: bool) -> float:
-    """Tokens per second of the 7B model on the card of the table."""
-    found = MEASURED_TOKENS.get((run.base, trained, checkpointing))
+def _reference(run: Run, checkpointing: bool) -> tuple[float, bool]:
+    """Tokens per second of the 7B model on the card of the table, 0 if not known; and whether they were measured."""
+    key = (run.base, "lora" if run.rank else "full", checkpointing)
+    if key in MEASURED_TOKENS:
+        return MEASURED_TOKENS[key], True
+    known = MEASURED_TOKENS | ESTIMATED_TOKENS
     # Checkpointing runs the forward pass once more: four passes' worth instead of three.
-    return found or MEASURED_TOKENS[run.base, trained, not checkpointing] * (0.7 if checkpointing else 1 / 0.7)
+    other = known.get((run.base, key[1], not checkpointing), 0) * (0.7 if checkpointing else 1 / 0.7)
+    return known.get(key) or other, False

@@ -14,8 +14,9 @@ from huanhuan.paths import ROOT
 TOOL = ROOT / "tools" / "plan.py"
 
 
-def run(*arguments: str, base: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "HUANHUAN_BASE"}
+def run(*arguments: str, base: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    own = {"HUANHUAN_BASE", "NPROC_PER_NODE", "NNODES"}
+    environment = {name: value for name, value in os.environ.items() if name not in own} | variables
     if base is not None:
         environment["HUANHUAN_BASE"] = str(base)
     command = [sys.executable, str(TOOL), *arguments]
@@ -57,6 +58,22 @@ def test_settings_and_gpus_are_heard() -> None:
     assert spread.returncode == 0, spread.stdout
     assert "ZeRO-3" in spread.stdout
     assert "8 GPUs" in spread.stdout
+
+
+def test_the_gpus_are_those_that_training_would_take() -> None:
+    arguments = ["huanhuan_full", "--gpu-memory", "40", "--deepspeed", "deepspeed_zero3"]
+    told = run(*arguments, NPROC_PER_NODE="8").stdout
+    assert "40 GiB GPU × 8" in told
+    assert "python tools/train.py huanhuan_full --nproc 8 --deepspeed deepspeed_zero3 " in told
+    assert "40 GiB GPU × 4" in run(*arguments, "--gpus", "4", NPROC_PER_NODE="8").stdout
+    assert "40 GiB GPU × 16" in run(*arguments, NPROC_PER_NODE="8", NNODES="2").stdout
+
+
+def test_an_old_card_is_told_in_one_line() -> None:
+    result = run("huanhuan_qlora", "--card", "T4")
+    assert result.returncode == 1
+    assert sum("bfloat16" in line for line in result.stdout.splitlines()) == 1
+    assert "tools/train.py" not in result.stdout
 
 
 def test_the_demo_on_this_machine_counts_with_its_tokenizer(tiny_base: Path) -> None:

@@ -108,7 +108,7 @@ def test_it_takes_no_bias(kind: type[nn.Module]) -> None:
         kind(nn.Linear(16, 16))
 
 
-def test_only_base_layers_of_blocks_are_replaced() -> None:
+def test_only_base_layers_of_blocks_after_the_first_are_replaced() -> None:
     class Adapted(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -116,11 +116,12 @@ def test_only_base_layers_of_blocks_are_replaced() -> None:
 
     packed = Adapted()
     packed.base_layer = nf4(torch.bfloat16)
-    model = nn.ModuleDict({"layers": nn.ModuleList([Adapted(), packed]), "output": Adapted()})
-    root = nn.ModuleDict({"model": model})
+    # A layer as PEFT names it: model.layers.N.feed_forward.w1.
+    layers = nn.ModuleList(nn.ModuleDict({"w1": each}) for each in (Adapted(), Adapted(), packed))
+    root = nn.ModuleDict({"model": nn.ModuleDict({"layers": layers, "output": Adapted()})})
     assert freeze_in_fp8(root, torch.device("cpu")) == 2
     kinds = [type(module.base_layer).__name__ for module in root.modules() if isinstance(module, Adapted)]
-    assert kinds == ["FrozenFP8Linear", "NF4LinearInFP8", "Linear"]
+    assert kinds == ["Linear", "FrozenFP8Linear", "NF4LinearInFP8", "Linear"]
 
 
 def test_a_cpu_has_no_fp8() -> None:

@@ -172,7 +172,8 @@ def test_compiling_changes_no_gradient(
     compiled(monkeypatch)
     limit_activations(budget)
     got = gradients(model, data)
-    assert fresh_compiler["stats"]["unique_graphs"] == 1
+    # The first layer's products do not run in FP8.
+    assert fresh_compiler["stats"]["unique_graphs"] == (2 if switches else 1)
     assert want.keys() == got.keys()
     for name in want:
         torch.testing.assert_close(got[name], want[name], rtol=1e-3, atol=1e-6)
@@ -202,7 +203,7 @@ def test_an_unpacked_weight_is_not_kept_for_the_backward_pass(
 ) -> None:
     # A length that no weight has.
     model, data = build(tiny_base, nf4=True, fp8_base=True), pack([20, 30], pad_to=72)
-    feed_forward = model.causal_lm.model.layers[0].feed_forward
+    feed_forward = model.causal_lm.model.layers[1].feed_forward
     weight = {feed_forward.w1.in_features, feed_forward.w1.out_features}
     compiled(monkeypatch)
     kept: list[Tensor] = []

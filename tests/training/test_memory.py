@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from huanhuan.training.memory import GIB, SHAPES, Base, Optimiser, Run, memory_of
-from huanhuan.training.plan import Recipe, run_of, shape_in
+from huanhuan.training.memory import GIB, SHAPES, Base, Optimiser, Run, checkpoint_of, memory_of
+from huanhuan.training.plan import shape_in
+from huanhuan.training.plan_recipe import Recipe, run_of
 from huanhuan.training.recipe import find_recipe
 
 BLOCK = ("wqkv", "wo", "w1", "w2", "w3")
@@ -79,7 +80,7 @@ def test_the_released_sizes() -> None:
 runs = st.builds(
     Run,
     shape=st.sampled_from(list(SHAPES.values())),
-    base=st.sampled_from(["nf4", "fp8", "plain"]),
+    base=st.sampled_from(["nf4", "fp8", "nf4_fp8", "plain"]),
     rank=st.sampled_from([8, 64]),
     targets=st.just(BLOCK),
     optimiser=st.sampled_from(["adamw", "adamw8bit"]),
@@ -112,3 +113,23 @@ def test_zero_divides_what_it_says(gpus: int, optimiser: Optimiser) -> None:
     offloaded = memory_of(run.changed(zero=3, offload_optimiser=True, offload_weights=True))
     assert offloaded.optimiser == offloaded.weights == 0
     assert offloaded.host == pytest.approx((third.optimiser + third.gradients + third.weights) * gpus)
+
+
+@pytest.mark.parametrize(
+    ("run", "gigabytes"),
+    [
+        (Run(base="nf4", **LORA), 1.81),
+        (Run(shape=SHAPES["1.8b"], rank=64, targets=BLOCK), 0.75),
+        (Run(**LORA, zero=2), 2.11),
+        # One card: 8-bit states, and the remainder of each weight.
+        (Run(shape=SHAPES["7b"], optimiser="compensated_adamw8bit"), 46.7),
+        (Run(shape=SHAPES["7b"], optimiser="paged_adamw8bit"), 31.2),
+        (Run(shape=SHAPES["7b"], optimiser="compensated_adamw8bit", zero=3, gpus=8), 62.2),
+        (Run(shape=SHAPES["7b"], optimiser="adamw", zero=3, gpus=8), 108.3),
+    ],
+)
+def test_a_checkpoint_holds_what_is_trained_and_the_optimisers_states(run: Run, gigabytes: float) -> None:
+    weights, states = checkpoint_of(run)
+    assert (weights + states) / 1e9 == pytest.approx(gigabytes, rel=0.01)
+    trained = run.shape.adapter_parameters(run.rank, run.targets) if run.rank else run.shape.parameters
+    assert weights in (2 * trained, 4 * trained)
