@@ -129,6 +129,7 @@ def run(
         options += [
             "train_cfg.max_epochs=None",
             "train_cfg.validations=1",
+            "train_cfg.log_lines=1",  # as a long run logs: every look at the card costs time
             f"train_dataloader.dataset.path={folder / 'train.jsonl'}",
             f"val_dataloader.dataset.path={folder / 'val.jsonl'}",
             "custom_hooks.0.starters=0",

@@ -18,9 +18,6 @@ from huanhuan.training.hooks import ThroughputHook
 from huanhuan.training.schedule import WarmupCosineLR
 from huanhuan.training.steps import loop_passes, packs_per_step, whole_steps
 
-# Lines that the log of the shortest run has of its training loss, if it has as many steps.
-LEAST_LINES = 25
-
 
 class StepWindows:
     """Reads ahead the packs of one optimiser step and tells each its share of the step's mean loss.
@@ -69,6 +66,8 @@ class PackedTrainLoop(TrainLoop):
 
     ``min_steps``: optimiser steps that a run given in epochs makes at least, by more epochs over a small data set.
 
+    ``log_lines``: how many training losses the log of a short run has at least, if it has as many iterations.
+
     An iteration is one pack, as in XTuner; an optimiser step takes as many as the recipe accumulates. Validations,
     checkpoints and the end of the run all fall on the border of two steps: DeepSpeed and mmengine would resume
     otherwise in the middle of one, with half of its gradients lost.
@@ -77,13 +76,21 @@ class PackedTrainLoop(TrainLoop):
     """
 
     def __init__(
-        self, runner: Any, dataloader: Any, *, validations: int = 6, min_steps: int = 0, **kwargs: Any
+        self,
+        runner: Any,
+        dataloader: Any,
+        *,
+        validations: int = 6,
+        min_steps: int = 0,
+        log_lines: int = 25,
+        **kwargs: Any,
     ) -> None:
         if validations < 1:
             raise UserError(
                 f"[train_cfg.validations] {validations}: 至少 1 / must be at least 1: the held-out loss keeps the best"
             )
         super().__init__(runner, dataloader, **kwargs)
+        self.log_lines = log_lines
         self.accumulation = packs_per_step(runner.cfg)
         settings = {**kwargs, "min_steps": min_steps}
         self._max_iters = loop_passes(len(self.dataloader), self.accumulation, settings)
@@ -109,5 +116,5 @@ class PackedTrainLoop(TrainLoop):
                 hook.interval = whole_steps(hook.interval, self.accumulation)
             elif isinstance(hook, (LoggerHook, ThroughputHook)):
                 # Else a short run would leave a curve of one point.
-                hook.interval = max(1, min(hook.interval, self._max_iters // LEAST_LINES))
+                hook.interval = max(1, min(hook.interval, self._max_iters // self.log_lines))
         return super().run()
