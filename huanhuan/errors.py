@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -44,3 +45,16 @@ class Problems:
 def os_error_line(path: Path | str, error: OSError, action: str) -> str:
     """One line for an OSError: which path, what the system said, and ``action`` to take next."""
     return f"{path}: {error.strerror or error}: {action}"
+
+
+@contextmanager
+def os_errors_about(path: Path | str) -> Iterator[None]:
+    """Give every OSError raised inside ``path`` as its file name.
+
+    Writing to a full disk fails without a name, and a temporary file's own name says nothing to the user.
+    """
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise

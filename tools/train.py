@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import _checkout  # noqa: F401
 import click
 
@@ -44,10 +46,15 @@ def main(recipe: str, more_options: tuple[str, ...], cfg_options: tuple[str, ...
     from huanhuan.training.launch import Launch, train
 
     overrides = (*cfg_options, *more_options)
+    resume = str(options["resume"] or "")
+    if "=" in resume and not Path(resume).exists():
+        # A bare --resume takes what stands behind it for its own.
+        options["resume"], overrides = "latest", (resume, *overrides)
     bad = [each for each in overrides if "=" not in each]
     if bad:
         raise click.UsageError(f"{', '.join(bad)}: 不是 KEY=VALUE / is not KEY=VALUE")
-    checkpoint = train(Launch(recipe=recipe, overrides=overrides, **options))  # pyright: ignore[reportArgumentType]
+    debug = bool(click.get_current_context().params["debug"])
+    checkpoint = train(Launch(recipe=recipe, overrides=overrides, debug=debug, **options))  # pyright: ignore[reportArgumentType]
     if checkpoint is not None:
         click.echo(f"检查点 / checkpoint: {checkpoint}")
 

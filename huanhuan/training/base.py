@@ -8,6 +8,7 @@ from pathlib import Path
 
 from huanhuan.errors import UserError
 from huanhuan.paths import MODELS
+from huanhuan.training.checkpoints import allow_own_checkpoints
 
 # The same weights under the names of the two hubs, by the name of their folder in models/.
 MODELSCOPE_OWNER = "Shanghai_AI_Laboratory"
@@ -20,8 +21,12 @@ def find_base(name: str) -> str:
     Recipes hand this to XTuner as ``model_resource``. In order: the folder named by the environment variable
     HUANHUAN_BASE, ``models/<last part of name>``, ModelScope, Hugging Face. The log says which.
 
+    From then on torch's restricted loading accepts our own checkpoints: of all that a recipe names only this runs
+    before ``xtuner train --resume`` opens one.
+
     Raises: UserError if none of them has it, with what each answered.
     """
+    allow_own_checkpoints()
     folder = local_base(name)
     if folder is not None:
         _log(f"base {name}: {folder}")

@@ -1,28 +1,53 @@
-"""Which checkpoint of a run is the newest, whatever wrote it."""
+"""Checkpoints of a run: which is the newest, whether it is whole, and what torch may read from one."""
 
 from __future__ import annotations
 
+import json
+import pickle
 import re
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from huanhuan.errors import UserError
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint that ``last_checkpoint`` of a work dir names, else the one written last; None if there is none.
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a work dir, the newest first: what ``last_checkpoint`` names, then by the time of writing.
 
     A checkpoint is a ``.pth`` file, DeepSpeed's folder of that ending, a ``checkpoint-*`` folder of Transformers'
     Trainer, or ``folder`` itself if that trainer saved its result there.
     """
+    found = [*folder.glob("iter_*.pth"), *folder.glob("epoch_*.pth"), *folder.glob("checkpoint-*")]
+    if is_transformers_output(folder):
+        found.append(folder)
+    found.sort(key=lambda each: (written_at(each), _number(each)), reverse=True)
     pointer = folder / "last_checkpoint"
     if pointer.is_file():
         named = Path(pointer.read_text("utf-8").strip())
         # The file holds the path at training time; the folder may have been moved since.
-        for candidate in (folder / named.name, named):
-            if candidate.exists():
-                return candidate
-    found = [*folder.glob("iter_*.pth"), *folder.glob("epoch_*.pth"), *folder.glob("checkpoint-*")]
-    if is_transformers_output(folder):
-        found.append(folder)
-    return max(found, key=lambda each: (written_at(each), _number(each)), default=None)
+        newest = next((each for each in (folder / named.name, named) if each.exists()), None)
+        if newest is not None:
+            found = [newest, *(each for each in found if each != newest)]
+    return found
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest of :func:`checkpoints`, None if there is none.
+
+    Raises: UserError if it is damaged and an older one is whole, naming that one.
+    """
+    found = checkpoints(folder)
+    wrong = damage(found[0]) if found else None
+    if wrong is not None:
+        older = next((each for each in found[1:] if damage(each) is None), None)
+        if older is not None:
+            raise UserError(
+                f"{found[0]}: 检查点损坏 / damaged checkpoint ({wrong}): 完好的较早一个是 {older}，用 --checkpoint 指定 / "
+                f"{older} is older and whole: pass it as --checkpoint"
+            )
+    return found[0] if found else None
 
 
 def written_at(path: Path) -> float:
@@ -34,6 +59,108 @@ def written_at(path: Path) -> float:
 def is_transformers_output(folder: Path) -> bool:
     """Whether ``folder`` holds a saved adapter or model."""
     return any(folder.glob("adapter_model*.safetensors")) or any(folder.glob("model*.safetensors"))
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint as far as the structure of its files tells; None if nothing is.
+
+    Sizes and tables of contents are looked at, the weights are not read and nothing is unpickled.
+    """
+    if path.is_file():
+        return _archive_damage(path)
+    # The result of Transformers' Trainer lies beside checkpoints and logs.
+    beside = is_transformers_output(path) and not path.name.startswith("checkpoint-")
+    files = sorted(path.glob("*.safetensors") if beside else path.rglob("*"))
+    weights = {each: _READERS[each.suffix] for each in files if each.suffix in _READERS and each.is_file()}
+    if not weights:
+        return "no weights in it"
+    for file, wrong_with in weights.items():
+        wrong = wrong_with(file)
+        if wrong is not None:
+            return f"{file.name}: {wrong}"
+    return _missing_part(path)
+
+
+def _archive_damage(file: Path) -> str | None:
+    """``torch.save`` writes a zip archive, whose table of contents comes last: what was cut off has none."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            pickled = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            for name in pickled:
+                archive.read(name)  # compared with its checksum
+    except Exception as error:  # zipfile raises whatever the damaged byte leads it to
+        return f"cut off or overwritten, {' '.join(str(error).split())[:80]}"
+    return None if pickled else "not written by torch.save"
+
+
+def _safetensors_damage(file: Path) -> str | None:
+    """The header says how long the file is."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if not 2 <= length <= size - 8:
+            return "cut off"
+        try:
+            header = json.loads(opened.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return "unreadable header"
+    expected = 8 + length + max(ends, default=0)
+    return None if size == expected else f"{size} of {expected} bytes"
+
+
+_READERS: dict[str, Callable[[Path], str | None]] = {
+    ".pth": _archive_damage,
+    ".pt": _archive_damage,
+    ".safetensors": _safetensors_damage,
+}
+
+
+def _missing_part(folder: Path) -> str | None:
+    """A shard that an index names, or a process's part of a DeepSpeed checkpoint.
+
+    On a machine that shares no disk with the others only its own processes' parts are there.
+    """
+    for index in folder.glob("*.safetensors.index.json"):
+        for name in sorted(set(json.loads(index.read_text("utf-8")).get("weight_map", {}).values())):
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+    parts: dict[str, set[int]] = {"optim": set(), "model": set()}
+    for file in folder.glob("*zero_pp_rank_*_states.pt"):
+        match = re.search(r"zero_pp_rank_(\d+)_.*_(optim|model)_states\.pt$", file.name)
+        if match:
+            parts[match[2]].add(int(match[1]))
+    optim, model = parts["optim"], parts["model"]
+    expected = set(range(min(optim), max(optim) + 1)) if optim else set()
+    missing = expected - optim or (expected - model if model else set())
+    return f"the part of process {min(missing)} is missing" if missing else None
+
+
+def allow_own_checkpoints() -> None:
+    """Let torch's restricted loading read what training itself puts into a checkpoint beside tensors.
+
+    That is mmengine's log (buffers of float64 and int64 arrays) and DeepSpeed's settings. Nothing that is allowed
+    here runs code of a file's choosing: mmengine's buffers name their statistics through ``getattr``, whose place a
+    function takes that knows those four only.
+    """
+    import numpy
+    from mmengine.config import ConfigDict
+    from mmengine.logging import HistoryBuffer
+    from torch.serialization import add_safe_globals
+
+    # numpy's own functions for arrays and for single numbers have moved between its versions.
+    rebuild = [value.__reduce__()[0] for value in (numpy.zeros(0), numpy.float64(0))]
+    kinds = [type(numpy.dtype(kind)) for kind in (numpy.float64, numpy.int64)]
+    allowed = [HistoryBuffer, ConfigDict, numpy.ndarray, numpy.dtype, *kinds, *rebuild]
+    add_safe_globals([*allowed, (_statistic, "builtins.getattr")])  # pyright: ignore[reportArgumentType]
+
+
+def _statistic(owner: Any, name: str) -> Any:
+    from mmengine.logging import HistoryBuffer
+
+    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+        raise pickle.UnpicklingError(f"getattr of {name!r}")
+    return getattr(HistoryBuffer, name)
 
 
 def _number(path: Path) -> int:

@@ -238,9 +238,12 @@ class RandomStateHook(Hook):
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Gather the states where a checkpoint may follow."""
+        """Gather the states where a checkpoint may follow, and go on from them.
+
+        A validation would draw numbers of its own, which a run resumed from the checkpoint before it does not draw.
+        """
         if state_is_kept(runner):
-            self._states = all_gather_object(random_state())
+            self._states = self._restore = all_gather_object(random_state())
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Add the states to what is saved."""

@@ -17,6 +17,10 @@ class Perplexity(BaseMetric):
 
     default_prefix = "held_out"
 
+    def __init__(self, **options: Any) -> None:
+        # By default mmengine collects the results through files in the current folder, which two machines do not share.
+        super().__init__(**{"collect_device": "gpu", **options})
+
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Remember what ``PackedFinetune.predict`` returned for a batch."""
         self.results.extend(data_samples)

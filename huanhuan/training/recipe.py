@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from huanhuan.errors import Problems, UserError
 from huanhuan.paths import CONFIGS
-from huanhuan.training.checkpoints import newest_checkpoint as newest_checkpoint
 
 
 def find_recipe(name: str) -> Path:
@@ -56,4 +55,17 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Any:
 
 def work_dir_of(path: Path, recipe: Any, work_dir: str | None = None) -> Path:
     """Where a run writes: the option, else the recipe's own, else XTuner's ``work_dirs/<recipe>`` below the current folder."""
-    return Path(work_dir or recipe.get("work_dir") or Path("work_dirs") / path.stem)
+    return Path(work_dir or own_work_dir(recipe) or Path("work_dirs") / path.stem)
+
+
+def own_work_dir(recipe: Mapping[str, Any]) -> str | None:
+    """The folder that a recipe itself names: ``work_dir``, or ``training_args.output_dir`` for Transformers' Trainer.
+
+    >>> own_work_dir({"framework": "huggingface", "training_args": {"output_dir": "there"}})
+    'there'
+    """
+    output_dir = (recipe.get("training_args") or {}).get("output_dir")
+    candidates = (recipe.get("work_dir"), output_dir)
+    if str(recipe.get("framework", "")).lower() == "huggingface":
+        candidates = (output_dir, recipe.get("work_dir"))
+    return next((str(each) for each in candidates if each), None)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from xtuner.tools.utils import get_seed_from_checkpoint
 
 from huanhuan.errors import UserError
 from huanhuan.training import base
@@ -79,3 +83,19 @@ def test_a_folder_without_a_model_is_refused(models: Path, tmp_path: Path, monke
 def test_a_local_name_is_never_downloaded(models: Path) -> None:
     with pytest.raises(UserError, match="make base"):
         base.find_base("tiny-internlm2")
+
+
+def test_torch_reads_our_checkpoints_from_then_on(models: Path, tmp_path: Path) -> None:
+    make_model(models / "tiny-internlm2")
+    path = tmp_path / "iter_1.pth"
+    torch.save({"meta": {"seed": 7}, "message_hub": {"log_scalars": {"train/loss": HistoryBuffer([1.0], [1])}}}, path)
+    before = torch.serialization.get_safe_globals()
+    try:
+        torch.serialization.clear_safe_globals()
+        with pytest.raises(pickle.UnpicklingError):
+            get_seed_from_checkpoint(str(path))
+        base.find_base("tiny-internlm2")
+        assert get_seed_from_checkpoint(str(path)) == 7
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)

@@ -63,7 +63,7 @@ def test_the_first_bad_step_and_its_records_are_named(
     assert "step 3:" in runner.said and "(records train.jsonl:3)" in runner.said
 
 
-def test_a_step_of_several_packs_names_the_records_of_all_up_to_the_bad_one(request: pytest.FixtureRequest) -> None:
+def test_a_step_of_several_packs_names_the_records_of_all(request: pytest.FixtureRequest) -> None:
     runner = Runner(request.node.name, accumulation=3)
     assert losses(StopAtNaNHook(10), runner, [1.0] * 4 + [NAN] + [1.0] * 9) == 10
     assert "step 2:" in runner.said and "(records train.jsonl:4, train.jsonl:5, train.jsonl:6)" in runner.said
@@ -139,6 +139,21 @@ def test_random_states_are_those_of_every_process(
         # Once only.
         resumed.before_train_iter(runner, 1)
         assert draw() != numbers
+
+
+def test_an_uninterrupted_run_draws_what_a_resumed_one_does(request: pytest.FixtureRequest) -> None:
+    """A validation between the checkpoint and the next step draws numbers, and a resumed run has none there."""
+    runner, hook = Runner(request.node.name, saving=1), RandomStateHook()
+    hook.after_train_iter(runner, 0)
+    checkpoint: dict[str, Any] = {}
+    hook.before_save_checkpoint(runner, checkpoint)
+    draw()
+    hook.before_train_iter(runner, 1)
+    whole = draw()
+    resumed = RandomStateHook()
+    resumed.after_load_checkpoint(runner, checkpoint)
+    resumed.before_train_iter(runner, 1)
+    assert draw() == whole
 
 
 def test_by_another_number_of_processes_they_stay_as_they_are(request: pytest.FixtureRequest) -> None:
