@@ -4,18 +4,25 @@
     python bench/merge.py --layers 4 --work /tmp/merge-bench  # 1.6 B parameters: 10 GB of disk, 6 GiB of memory
 
 tools/merge_hf.py starts from the .pth; XTuner is given the finished adapter, so its own first step
-(`xtuner convert pth_to_hf`, which builds the whole model) is not even counted. Peak memory is the largest
-resident set of the process and its children, pages of mapped files included.
+(`xtuner convert pth_to_hf`, which builds the whole model) is not even counted. Two peaks are printed, each of the
+largest process of a command: max RSS, which counts pages of mapped files, and anonymous memory, which no file backs
+and the system cannot take back. The limit is on max RSS, the stricter of the two.
+
+Exit code 1 if ours is slower than XTuner, exceeds the limit, shows no progress, or if the two merged models differ by
+more than the types they are written in round.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,13 +31,14 @@ import click
 import torch
 
 from huanhuan.cli import tool
-from huanhuan.errors import UserError
+from huanhuan.errors import Problems, UserError
 from huanhuan.export.weights import BLOCK_ELEMENTS, byte_size, read_weights, shard_names, write_index, write_safetensors
 from huanhuan.paths import ROOT
 
 # InternLM2-7B
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, VOCAB = 4096, 14336, 32, 8, 92544
 SHARD_BYTES = 2 * 10**9
+LIMIT_GIB = 4
 TARGETS = ("attention.wqkv", "attention.wo", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
 
 RECIPE = """
@@ -80,7 +88,7 @@ def build_base(folder: Path, layers: int) -> int:
     shapes = model_shapes(layers)
     pool = (torch.randn(BLOCK_ELEMENTS) * 0.02).to(torch.bfloat16)
 
-    def blocks(name: str):
+    def blocks(name: str) -> Iterator[torch.Tensor]:
         count = byte_size(shapes[name], torch.bfloat16) // 2
         for start in range(0, count, BLOCK_ELEMENTS):
             yield pool[: min(BLOCK_ELEMENTS, count - start)]
@@ -113,18 +121,54 @@ def build_checkpoint(path: Path, layers: int, rank: int) -> None:
     torch.save({"state_dict": state, "meta": {}}, path)
 
 
-def measure(command: list[str], log: Path) -> tuple[float, float]:
-    """Run ``command``; seconds it took and GiB of its largest resident set. Raises: UserError if it failed."""
+@dataclass(frozen=True)
+class Measured:
+    """What a command took; the peaks in GiB, of its largest process."""
+
+    seconds: float
+    resident: float
+    anonymous: float
+
+
+def measure(command: list[str], log: Path) -> Measured:
+    """Run ``command``, its output to ``log``. Raises: UserError if it failed."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     start = time.perf_counter()
+    anonymous = 0
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                break
+            anonymous = max([anonymous, *map(anonymous_bytes, family(process.pid))])
+            time.sleep(0.02)
     seconds = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise UserError(f"{log}: {' '.join(command[:3])} …: exit {process.returncode}: see this log")
-    return seconds, usage.ru_maxrss / 2**20
+    return Measured(seconds, usage.ru_maxrss / 2**20, anonymous / 2**30)
+
+
+def family(pid: int) -> Iterator[int]:
+    """A process and all that it started, and those they started."""
+    yield pid
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = file.read_text().split()
+        except OSError:  # the thread has ended
+            continue
+        for child in children:
+            yield from family(int(child))
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Memory of a process that no file backs; 0 if it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon")), 0)
 
 
 def warm_up(folder: Path) -> None:
@@ -135,14 +179,31 @@ def warm_up(folder: Path) -> None:
                 pass
 
 
-def largest_difference(ours: Path, theirs: Path, layers: int) -> float:
-    """Largest difference between the two merged models in one adapted weight of the first and the last layer."""
-    ours_tensors, theirs_tensors = read_weights(ours).tensors, read_weights(theirs).tensors
-    found = 0.0
-    for layer in {0, layers - 1}:
-        name = f"model.layers.{layer}.attention.wqkv.weight"
-        found = max(found, float((ours_tensors[name].load().float() - theirs_tensors[name].load().float()).abs().max()))
-    return found
+def compare(ours: Path, theirs: Path) -> tuple[float, float]:
+    """The largest difference of a number of the two merged models, and of what rounding may make of it.
+
+    Ours is rounded to bf16 once. XTuner's product and sum are rounded to fp16, whose error is relative to the
+    largest numbers, for what is added may nearly cancel. Beyond 1.0 it is no rounding.
+
+    Raises: UserError if they do not hold the same weights.
+    """
+    one, other = read_weights(ours).tensors, read_weights(theirs).tensors
+    differing = sorted(
+        {*one, *other} - {name for name in one if name in other and one[name].shape == other[name].shape}
+    )
+    if differing:
+        raise UserError(
+            f"{theirs}: 权重不同 / other weights than {ours}: {', '.join(differing[:5])}: look at both logs"
+        )
+    largest = share = 0.0
+    for name in one:
+        for (_, _, a), (_, _, b) in zip(one[name].blocks(), other[name].blocks(), strict=True):
+            a, b = a.float(), b.float()
+            size, difference = torch.maximum(a.abs(), b.abs()), (a - b).abs()
+            allowed = torch.finfo(torch.bfloat16).eps * size + torch.finfo(torch.float16).eps * size.max()
+            largest = max(largest, float(difference.max()))
+            share = max(share, float((difference / allowed.clamp_min(1e-12)).nan_to_num(nan=math.inf).max()))
+    return largest, share
 
 
 @tool()
@@ -175,7 +236,7 @@ def main(layers: int, rank: int, work: str, device: str, only: str | None) -> No
     ]
     measure([*merge, "--adapter-only", "--out", str(folder / "adapter")], folder / "adapter.log")
     warm_up(base)
-    results: dict[str, tuple[float, float]] = {}
+    results: dict[str, Measured] = {}
     if only != "xtuner":
         results["ours"] = measure([*merge, "--base", str(base), "--out", str(folder / "ours")], folder / "ours.log")
     if only != "ours":
@@ -184,15 +245,32 @@ def main(layers: int, rank: int, work: str, device: str, only: str | None) -> No
         results["xtuner"] = measure(
             [*convert, str(folder / "xtuner"), "--safe-serialization", "--device", device], folder / "xtuner.log"
         )
-    for name, (seconds, gib) in results.items():
-        click.echo(f"{name:8} {seconds:8.1f} s {gib:8.2f} GiB peak")
-    if len(results) == 2:
-        ratio = results["ours"][0] / results["xtuner"][0]
+    for name, each in results.items():
         click.echo(
-            f"time ours / xtuner: {ratio:.2f}, memory ours / xtuner: {results['ours'][1] / results['xtuner'][1]:.2f}"
+            f"{name:8} {each.seconds:8.1f} s {each.resident:8.2f} GiB max RSS {each.anonymous:8.2f} GiB anonymous"
         )
-        difference = largest_difference(folder / "ours", folder / "xtuner", layers)
-        click.echo(f"largest difference of a weight (bf16 against XTuner's fp16): {difference:.1e}")
+    problems = Problems()
+    if ours := results.get("ours"):
+        if ours.resident > LIMIT_GIB:
+            problems.add(f"tools/merge_hf.py: {ours.resident:.2f} GiB max RSS > {LIMIT_GIB} GiB")
+        if "100%" not in (folder / "ours.log").read_text("utf-8"):
+            problems.add(f"{folder / 'ours.log'}: 没有进度条 / no progress bar")
+    if len(results) == 2:
+        ours, xtuner = results["ours"], results["xtuner"]
+        ratio = ours.seconds / xtuner.seconds
+        click.echo(
+            f"ours / xtuner: time {ratio:.2f}, max RSS {ours.resident / xtuner.resident:.2f}, "
+            f"anonymous {ours.anonymous / xtuner.anonymous:.2f}"
+        )
+        if ratio > 1:
+            problems.add(f"tools/merge_hf.py: 比 XTuner 慢 / slower than XTuner: {ratio:.2f} ×")
+        largest, share = compare(folder / "ours", folder / "xtuner")
+        click.echo(
+            f"largest difference (bf16 against XTuner's fp16): {largest:.1e}; {share:.2f} of what rounding may do"
+        )
+        if not share <= 1:
+            problems.add(f"{folder / 'ours'}: 与 XTuner 的合并结果不同 / differs from XTuner's: {share:.2f} × rounding")
+    problems.raise_if_any()
 
 
 if __name__ == "__main__":

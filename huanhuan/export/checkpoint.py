@@ -70,14 +70,23 @@ def find_checkpoint(work_dirs: Iterable[Path], wanted: str | None = None) -> Pat
         if found is not None:
             return found
     searched = ", ".join(str(folder) for folder in folders)
-    kind = "best_*.pth" if wanted else "iter_*.pth, epoch_*.pth"
+    kind = "best_*.pth" if wanted else "iter_*.pth, epoch_*.pth, checkpoint-*"
     raise UserError(
         f"{searched}: 没有检查点 / no checkpoint ({kind}): 先训练，或用 --checkpoint 指定 / train first or pass --checkpoint"
     )
 
 
 def _best_in(folder: Path) -> Path | None:
-    return max(folder.glob("best_*.pth"), key=written_at, default=None)
+    return max(folder.glob("best_*.pth"), key=written_at, default=None) or _best_of_trainer(folder)
+
+
+def _best_of_trainer(folder: Path) -> Path | None:
+    """What the newest notes of Transformers' Trainer name; it loads that one at the end and saves it once more."""
+    notes = max(folder.glob("checkpoint-*/trainer_state.json"), key=lambda file: file.stat().st_mtime, default=None)
+    named = json.loads(notes.read_text("utf-8")).get("best_model_checkpoint") if notes else None
+    # The file holds the path at training time; the folder may have been moved since.
+    best = folder / Path(named).name if named else None
+    return best if best is not None and best.is_dir() else None
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

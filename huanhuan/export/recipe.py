@@ -74,7 +74,7 @@ def _extract(values: Mapping[str, Any], path: Path) -> ExportRecipe:
     if lora is not None and str(lora.get("type", "peft.LoraConfig")).rpartition(".")[2] != "LoraConfig":
         problems.add(f"{path}: [lora] 只支持 LoRA / only peft.LoraConfig can be exported, not {lora['type']}")
     problems.raise_if_any()
-    given = values.get("work_dir") or _nested(values, "training_args", "output_dir")
+    given = training_recipe.own_work_dir(values)
     # XTuner resolves its default against the folder it was started in, which usually is the checkout.
     here, checkout = Path("work_dirs") / path.stem, WORK_DIRS / path.stem
     default = (here,) if here.absolute() == checkout else (here, checkout)

@@ -78,9 +78,9 @@ class DialogueDataset(Dataset[list[Dialogue]]):
         if pack_length is not None and pack_length < max_length:
             raise UserError(f"pack_length {pack_length} < max_length {max_length}: 调大前者 / raise the former")
         validate_file(file).raise_if_errors()
-        tokenizer = BUILDER.build(tokenizer) if isinstance(tokenizer, dict) else tokenizer
-        self.pack_length = pack_length
-        self.dialogues = _encode_file(file, tokenizer, max_length)
+        self.tokenizer: Any = BUILDER.build(tokenizer) if isinstance(tokenizer, dict) else tokenizer
+        self.max_length, self.pack_length = max_length, pack_length
+        self.dialogues = _encode_file(file, self.tokenizer, max_length)
         lengths = [len(each.input_ids) for each in self.dialogues]
         self.packs = (
             [[index] for index in range(len(lengths))] if pack_length is None else pack_best_fit(lengths, pack_length)

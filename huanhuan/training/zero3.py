@@ -29,11 +29,16 @@ def is_partitioned() -> bool:
     return is_deepspeed_zero3_enabled()
 
 
-def join_lone_process() -> None:
-    """Let DeepSpeed start in a process that no launcher started: without these variables it looks for MPI."""
+def join_lone_process(*, uses_deepspeed: bool | None = None) -> None:
+    """Let DeepSpeed start in a process that no launcher started: without these variables it looks for MPI.
+
+    ``uses_deepspeed`` None asks Transformers, which XTuner's strategy has told before the model is built.
+    """
     from transformers.integrations import deepspeed as integration
 
-    if integration.deepspeed_config() is None or "RANK" in os.environ:
+    if uses_deepspeed is None:
+        uses_deepspeed = integration.deepspeed_config() is not None
+    if not uses_deepspeed or "RANK" in os.environ:
         return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,8 +1,8 @@
-"""A tiny base in several shapes, and LoRA checkpoints as XTuner writes them."""
+"""A tiny base in several shapes, and checkpoints as XTuner and DeepSpeed write them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,3 +122,62 @@ def train(tmp_path: Path) -> Callable[..., Trained]:
         return Trained(path, model.eval(), recipe)
 
     return make
+
+
+@pytest.fixture
+def write_zero() -> Callable[..., Path]:
+    """Write a folder as DeepSpeed's ``save_checkpoint`` does: tensors by name, in the pieces of so many processes."""
+
+    def write(
+        folder: Path,
+        groups: Sequence[Mapping[str, torch.Tensor]],
+        stage: int,
+        processes: int,
+        frozen: Mapping[str, torch.Tensor] | None = None,
+        buffers: Mapping[str, torch.Tensor] | None = None,
+        shared: Mapping[str, str] | None = None,
+    ) -> Path:
+        folder.mkdir(parents=True)
+        frozen, buffers = frozen or {}, buffers or {}
+        model: dict[str, Any] = {
+            "module": dict(buffers),
+            "buffer_names": list(buffers),
+            "param_shapes": [{name: tensor.shape for name, tensor in group.items()} for group in groups],
+            "frozen_param_shapes": {name: tensor.shape for name, tensor in frozen.items()},
+            "shared_params": dict(shared or {}),
+            "ds_version": "0.18.9",
+            "meta": {"cfg": ""},
+        }
+        # A list of groups, each of one flat tensor per process.
+        pieces = [_pieces(group.values(), stage, processes) for group in groups]
+        for rank in range(processes):
+            optimizer: dict[str, Any] = {"zero_stage": stage, "partition_count": processes}
+            if stage == 3:
+                optimizer["fp32_flat_groups"] = [each[rank] for each in pieces]
+                parts = {name: _pieces([tensor], 3, processes)[rank] for name, tensor in frozen.items()}
+                torch.save(
+                    model | {"frozen_param_fragments": parts},
+                    folder / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt",
+                )
+            else:
+                optimizer["partition_count"] = [processes] * len(groups)
+                optimizer["single_partition_of_fp32_groups"] = [each[rank] for each in pieces]
+            torch.save({"optimizer_state_dict": optimizer}, folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+        if stage != 3:
+            torch.save(model | {"frozen_param_fragments": dict(frozen)}, folder / "mp_rank_00_model_states.pt")
+        return folder
+
+    return write
+
+
+def _pieces(tensors: Iterable[torch.Tensor], stage: int, processes: int) -> list[torch.Tensor]:
+    if stage == 3:
+        cuts = [_cut(tensor.flatten(), processes, processes) for tensor in tensors]
+        return [torch.cat(each) for each in zip(*cuts, strict=True)]
+    return _cut(torch.cat([tensor.flatten() for tensor in tensors]), processes, 2 * processes)
+
+
+def _cut(flat: torch.Tensor, count: int, border: int) -> list[torch.Tensor]:
+    padded = torch.cat([flat, flat.new_full((-len(flat) % border,), float("nan"))])
+    # Copies: saving a view saves all of what it is a view of.
+    return [each.clone() for each in padded.chunk(count)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -46,6 +47,17 @@ def test_a_name_a_path_and_best(tmp_path: Path) -> None:
     assert find_checkpoint([tmp_path], "iter_1.pth") == named
     assert find_checkpoint([], str(named)) == named
     assert find_checkpoint([tmp_path], "best") == best
+
+
+def test_best_of_transformers_trainer_is_what_its_newest_notes_name(tmp_path: Path) -> None:
+    for step, best, when in ((2, 2, 200), (4, 2, 400), (10, 4, 300)):
+        notes = touch(tmp_path / f"checkpoint-{step}" / "trainer_state.json", when)
+        notes.write_text(json.dumps({"best_model_checkpoint": f"/elsewhere/run/checkpoint-{best}"}), "utf-8")
+        os.utime(notes, (when, when))
+    assert find_checkpoint([tmp_path], "best") == tmp_path / "checkpoint-2"
+    (tmp_path / "checkpoint-2").rename(tmp_path / "gone")
+    with pytest.raises(UserError, match="no checkpoint"):
+        find_checkpoint([tmp_path], "best")
 
 
 @pytest.mark.parametrize("wanted", [None, "best", "iter_3.pth"])

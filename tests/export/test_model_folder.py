@@ -181,6 +181,7 @@ def test_existing_output_is_refused_and_then_replaced(tiny_base: Path, tmp_path:
     tensors = load_file(tiny_base / "model.safetensors")
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged/notes.txt").write_text("mine", "utf-8")
+    (tmp_path / "merged/huanhuan.json").write_text("{}", "utf-8")
     with pytest.raises(UserError, match="--overwrite"):
         full_merge(tiny_base, tmp_path, tensors)
     assert (tmp_path / "merged/notes.txt").read_text("utf-8") == "mine"
@@ -192,6 +193,7 @@ def test_existing_output_is_refused_and_then_replaced(tiny_base: Path, tmp_path:
 def test_output_may_not_replace_the_base_or_the_checkpoint(tiny_base: Path, tmp_path: Path) -> None:
     base = tmp_path / "merged" / "base"
     shutil.copytree(tiny_base, base)
+    (tmp_path / "merged/huanhuan.json").write_text("{}", "utf-8")
     with pytest.raises(UserError, match="needed"):
         full_merge(base, tmp_path, load_file(base / "model.safetensors"), overwrite=True)
     assert (base / "model.safetensors").is_file()

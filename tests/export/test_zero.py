@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from huanhuan.errors import UserError
+from huanhuan.export import weights
 from huanhuan.export.checkpoint import load_checkpoint
+from huanhuan.export.zero import load_zero_folder
 
 TRAIN = r"""
 import os, sys, torch
@@ -72,6 +76,72 @@ for stage in (2, 3):
 """
 
 
+def tensors(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
+    return [torch.randn(shape) for shape in shapes]
+
+
+def convert(folder: Path) -> dict[str, torch.Tensor]:
+    """What DeepSpeed's own conversion makes of a folder."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    converted: Any = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
+    return converted
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("processes", [1, 2, 3, 11])
+def test_joined_as_deepspeed_joins(
+    write_zero: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, processes: int
+) -> None:
+    pytest.importorskip("deepspeed")
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    torch.manual_seed(stage)
+    shapes = [(7, 5), (3,), (), (2, 3, 4), (1, 1), (6,)]
+    groups = [dict(zip("abcdef", tensors(*shapes), strict=True)), dict(zip("gh", tensors((5,), (4, 9)), strict=True))]
+    folder = write_zero(
+        tmp_path / "iter_2.pth",
+        groups,
+        ZeroStageEnum(stage),
+        processes,
+        frozen={"base": torch.randn(5, 3).bfloat16()},
+        buffers={"table": torch.randn(4).half()},
+        shared={"tied": "d", "of nothing": "absent"},
+    )
+    expected, found = convert(folder), load_zero_folder(folder)["state_dict"]
+    assert list(found) == list(expected)
+    monkeypatch.setattr(weights, "BLOCK_ELEMENTS", 10)
+    for name, tensor in found.items():
+        assert (tensor.shape, tensor.dtype) == (tuple(expected[name].shape), expected[name].dtype)
+        assert torch.equal(tensor.load(), expected[name])
+        rows = [rows for _, _, rows in tensor.blocks()]
+        assert torch.equal(torch.cat(rows) if tensor.shape else tensor.load(), expected[name])
+    assert torch.equal(found["h"].load(), groups[1]["h"])
+
+
+def test_missing_pieces_are_one_line(write_zero: Callable[..., Path], tmp_path: Path) -> None:
+    for stage, piece in ((2, "zero_pp_rank_1_mp_rank_00_optim_states.pt"), (3, "*rank_1_*model_states.pt")):
+        folder = write_zero(tmp_path / f"zero{stage}.pth", [{"a": torch.randn(4, 3)}], stage, 2)
+        next(folder.glob(piece)).unlink()
+        with pytest.raises(UserError) as caught:
+            load_checkpoint(folder)
+        (line,) = caught.value.problems
+        assert "1 of 2" in line and "\n" not in line
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_pieces_of_another_size_are_refused(write_zero: Callable[..., Path], tmp_path: Path, stage: int) -> None:
+    folder = write_zero(tmp_path / "iter_1.pth", [{"a": torch.randn(40, 3)}], stage, 2)
+    file = folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    content = torch.load(file, weights_only=True)
+    key = "fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"
+    for size in (50, 70):
+        content["optimizer_state_dict"][key] = [torch.randn(size)]
+        torch.save(content, file)
+        with pytest.raises(UserError, match="damaged"):
+            load_checkpoint(folder)
+
+
 @pytest.mark.slow
 def test_zero_2_and_3_of_two_processes(tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
@@ -87,8 +157,10 @@ def test_zero_2_and_3_of_two_processes(tmp_path: Path) -> None:
         checkpoint = load_checkpoint(folder)
         assert checkpoint.config_text == "model = dict(lora=dict(r=2))"
         assert set(checkpoint.tensors) == {"lora_A.default.weight", "lora_B.default.weight"}
+        converted = convert(folder)
         for name, tensor in checkpoint.tensors.items():
             assert torch.equal(tensor.load(), expected[f"llm.{name}"])
+            assert torch.equal(tensor.load(), converted[f"llm.{name}"])
 
         piece = next(folder.glob("*optim_states.pt"))
         piece.write_bytes(piece.read_bytes()[:-200])
