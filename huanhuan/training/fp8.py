@@ -100,9 +100,7 @@ Layout = tuple[int, str, tuple[int, int], torch.dtype, int]
 
 class _UnpackedProduct(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, scale: Tensor, back_scale: Tensor, layout: Layout, *packed: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, scale: Tensor, back_scale: Tensor, layout: Layout, *packed: Tensor) -> Tensor:
         ctx.save_for_backward(back_scale, *packed)
         ctx.layout = layout
         weight = (_unpack(packed, layout).float() / scale).to(FP8)

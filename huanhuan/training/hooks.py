@@ -30,9 +30,7 @@ class SampleRepliesHook(Hook):
 
     priority = "LOW"
 
-    def __init__(
-        self, tokenizer: Any, persona: str | None = None, max_new_tokens: int = 96, starters: int = 3
-    ) -> None:
+    def __init__(self, tokenizer: Any, persona: str | None = None, max_new_tokens: int = 96, starters: int = 3) -> None:
         self.tokenizer = BUILDER.build(tokenizer) if isinstance(tokenizer, dict) else tokenizer
         self.max_new_tokens, self.count = max_new_tokens, starters
         self.system = ""

@@ -29,6 +29,26 @@ class CompensatedAdamW8bit(AdamW8bit):
     """
 
     @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """As bitsandbytes' own, without its wait for the card after every parameter."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if not self.initialized:
+            self.check_overrides()
+            self.to_gpu()
+            self.initialized = True
+        for gindex, group in enumerate(self.param_groups):
+            for pindex, p in enumerate(group["params"]):
+                if p.grad is None:
+                    continue
+                if not self.state[p]:
+                    self.init_state(group, p, gindex, pindex)
+                self.update_step(group, p, gindex, pindex)
+        return loss
+
+    @torch.no_grad()
     def update_step(self, group: dict[str, Any], p: Any, gindex: int, pindex: int) -> None:
         """One step of one parameter; ``state["remainder"]`` has its shape and dtype."""
         state = self.state[p]
@@ -46,20 +66,31 @@ class CompensatedAdamW8bit(AdamW8bit):
         beta1, beta2 = config["betas"][:2]
         correction1, correction2 = 1 - beta1 ** state["step"], (1 - beta2 ** state["step"]) ** 0.5
         # Tensors, because a compiled kernel would be compiled anew for every other number.
-        numbers = [
-            torch.tensor(value)
-            for value in (
-                config["lr"] * correction2 / correction1,
-                config["eps"] * correction2,
-                1 - config["lr"] * config["weight_decay"],
-            )
-        ]
-        step = _compiled(_fused_step) if p.device.type == "cuda" else _fused_step
-        values = (p.data, state["remainder"], p.grad, state["state1"], state["state2"])
+        rate = torch.tensor(config["lr"] * correction2 / correction1)
+        eps = torch.tensor(config["eps"] * correction2)
+        decay = torch.tensor(1 - config["lr"] * config["weight_decay"])
         # As blocks, so that one compiled kernel serves weights of every shape.
-        blocks = (each.contiguous().view(-1, BLOCK) for each in values)
-        scales = (state["absmax1"], state["absmax2"], state["qmap1"], state["qmap2"])
-        step(*blocks, *scales, *numbers, beta1, beta2)
+        weights, remainder, gradient, codes1, codes2 = (
+            each.contiguous().view(-1, BLOCK)
+            for each in (p.data, state["remainder"], p.grad, state["state1"], state["state2"])
+        )
+        step = _compiled(_fused_step) if p.device.type == "cuda" else _fused_step
+        step(
+            weights,
+            remainder,
+            gradient,
+            codes1,
+            codes2,
+            state["absmax1"],
+            state["absmax2"],
+            state["qmap1"],
+            state["qmap2"],
+            rate,
+            eps,
+            decay,
+            beta1,
+            beta2,
+        )
 
     def _update_apart(self, group: dict[str, Any], p: Any, gindex: int, pindex: int) -> None:
         """The same by bitsandbytes' own step on the float32 sum of weight and remainder."""
@@ -98,17 +129,43 @@ def _fused_step(
     second = map2[codes2.int()] * absmax2[:, None] * beta2 + wide * wide * (1 - beta2)
     joined = (weights.float() + remainder.float() - rate * first / (second.sqrt() + eps)) * decay
     _split(joined, weights, remainder)
-    for moments, codes, absmax, values, least in (
-        (first, codes1, absmax1, map1, 0),
-        # A second moment rounded to zero would leave the next step to be divided by nothing but its own gradient.
-        (second, codes2, absmax2, map2, 1),
-    ):
+    for moments, codes, absmax, signed in ((first, codes1, absmax1, True), (second, codes2, absmax2, False)):
         largest = moments.abs().amax(dim=1)
         absmax.copy_(largest)
-        scaled = moments / torch.where(largest > 0, largest, 1.0)[:, None]
-        # The map is sorted: the nearest of its values changes midway between two of them.
-        nearest = torch.bucketize(scaled, (values[1:] + values[:-1]) / 2, out_int32=True)
-        codes.copy_(nearest.clamp_min(least).to(torch.uint8))
+        nearest = dynamic_code(moments / torch.where(largest > 0, largest, 1.0)[:, None], signed=signed)
+        if not signed:
+            # A second moment rounded to zero would leave the next step to be divided by nothing but its own gradient.
+            nearest = nearest.clamp_min(1)
+        codes.copy_(nearest.to(torch.uint8))
+
+
+def dynamic_code(values: Tensor, *, signed: bool) -> Tensor:
+    """The codes, as whole float32 numbers, of what is nearest to ``values`` in bitsandbytes' dynamic 8-bit map.
+
+    ``values`` lie in [-1, 1], or in [0, 1] without a sign. The map is that of Dettmers (arXiv:1511.04561), in
+    bitsandbytes' ``create_dynamic_map``: decade d of seven, from 10^(d-7) to 10^(d-6), holds n = 2^d values (2^(d+1)
+    without a sign) at the middles of n equal parts, and the largest value of all is 1. Their codes count up from n,
+    from n - 1 without a sign; a sign mirrors them around 127. Computed, because searching the map for each of
+    8 x 10^9 weights takes longer than everything else in their step.
+    """
+    first = 1 if signed else 2
+    size = values.abs()
+    count, top = torch.full_like(size, first), torch.full_like(size, 1e-6)
+    for decade in range(6):
+        held = first << decade
+        # Midway between this decade's last value and the next one's first.
+        above = size > 10.0 ** (decade - 6) * (1 + 0.9 / held)
+        count = torch.where(above, 2.0 * held, count)
+        top = torch.where(above, 10.0 ** (decade - 5), top)
+    place = ((size / top - 0.1) * (count / 0.9)).floor().clamp_min(0)
+    code = count + torch.minimum(place, count - 1)
+    if not signed:
+        code = code - 1
+    smallest, largest = 1e-7 * (1 + 4.5 / first), 1 - 0.45 / (first << 6)
+    code = torch.where(size <= smallest / 2, 0.0, code)
+    code = torch.where(size > (1 + largest) / 2, 128.0 if signed else 255.0, code)
+    # There is no -1.
+    return torch.where(values < 0, 127 - code.clamp_max(127), 127 + code) if signed else code
 
 
 def _split(joined: Tensor, weights: Tensor, remainder: Tensor) -> None:

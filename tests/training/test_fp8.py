@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
@@ -55,8 +57,9 @@ def test_forward_and_backward_are_near_the_layers_own(dtype: torch.dtype) -> Non
 
 def nf4(dtype: torch.dtype, double_quant: bool = True) -> Linear4bit:
     torch.manual_seed(0)
+    packed: Any = Params4bit
     layer = Linear4bit(96, 64, bias=False, compute_dtype=dtype, compress_statistics=double_quant, quant_type="nf4")
-    layer.weight = Params4bit(
+    layer.weight = packed(
         (torch.randn(64, 96) * 0.05).to(dtype),
         requires_grad=False,
         compress_statistics=double_quant,

@@ -27,6 +27,7 @@ class Runner:
         self.optim_wrapper = SimpleNamespace()
         self.message_hub = MessageHub.get_instance(name)
         self._resume = True
+        self.said = ""
 
 
 def losses(hook: StopAtNaNHook, runner: Runner, values: list[float]) -> int | None:
@@ -103,9 +104,7 @@ def test_another_processs_bad_loss_stops_this_one(
 
 
 @pytest.mark.parametrize(("iteration", "kept"), [(2, False), (3, True), (4, True), (6, False), (7, True), (999, True)])
-def test_what_a_checkpoint_or_a_validation_follows(
-    iteration: int, kept: bool, request: pytest.FixtureRequest
-) -> None:
+def test_what_a_checkpoint_or_a_validation_follows(iteration: int, kept: bool, request: pytest.FixtureRequest) -> None:
     runner = Runner(request.node.name, saving=4, validating=5)
     runner.iter = iteration
     assert state_is_kept(runner) == kept

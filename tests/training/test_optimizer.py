@@ -11,8 +11,9 @@ from bitsandbytes.optim import AdamW8bit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
-from huanhuan.training.optimizer import BLOCK, CompensatedAdamW8bit, _fused_step
+from huanhuan.training.optimizer import BLOCK, CompensatedAdamW8bit, _fused_step, dynamic_code
 
 STEPS = 60
 
@@ -51,7 +52,7 @@ def off(got: Tensor, exact: Tensor, before: Tensor) -> float:
 @pytest.mark.parametrize("decades", [0.0, 2.0, 4.0])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_it_is_as_near_to_adamw_as_bitsandbytes_is_in_float32(decades: float, decay: float) -> None:
-    options = {"decades": decades, "decay": decay}
+    options: dict[str, Any] = {"decades": decades, "decay": decay}
     before, exact, _ = train(torch.optim.AdamW, torch.float32, **options)
     _, wide, _ = train(AdamW8bit, torch.float32, **options)
     _, weight, optimiser = train(CompensatedAdamW8bit, torch.bfloat16, **options)
@@ -98,7 +99,13 @@ def states(seed: int, blocks: int = 3) -> dict[str, Tensor]:
     }
 
 
-NUMBERS = (torch.tensor(1e-3), torch.tensor(1e-8), torch.tensor(0.99), 0.9, 0.999)
+NUMBERS: dict[str, Any] = {
+    "rate": torch.tensor(1e-3),
+    "eps": torch.tensor(1e-8),
+    "decay": torch.tensor(0.99),
+    "beta1": 0.9,
+    "beta2": 0.999,
+}
 
 
 @settings(deadline=None, max_examples=25)
@@ -110,7 +117,7 @@ def test_one_step_is_adamw_and_every_code_the_nearest(seed: int) -> None:
     second = 0.999 * given_states["map2"].double()[given_states["codes2"].int()] * wide["absmax2"][:, None]
     first, second = first + 0.1 * wide["gradient"], second + 0.001 * wide["gradient"] ** 2
     want = (wide["weights"] + wide["remainder"] - 1e-3 * first / (second.sqrt() + 1e-8)) * 0.99
-    _fused_step(*given_states.values(), *NUMBERS)
+    _fused_step(**given_states, **NUMBERS)
     together = given_states["weights"].double() + given_states["remainder"].double()
     # Two numbers of eight bits of mantissa each.
     torch.testing.assert_close(together, want, rtol=2**-16, atol=1e-9)
@@ -123,12 +130,26 @@ def test_one_step_is_adamw_and_every_code_the_nearest(seed: int) -> None:
         torch.testing.assert_close(distance, nearest, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("signed", [True, False])
+def test_codes_are_those_of_the_nearest_value_of_bitsandbytes_map(signed: bool) -> None:
+    values = create_dynamic_map(signed=signed)
+    assert torch.equal(dynamic_code(values, signed=signed), torch.arange(256.0))
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.cat([torch.rand(50_000, generator=generator), 10 ** (-9 * torch.rand(100_000, generator=generator))])
+    given_values = sizes * (torch.randint(0, 2, sizes.shape, generator=generator) * 2 - 1 if signed else 1)
+    wanted = torch.bucketize(given_values, (values[1:] + values[:-1]) / 2)
+    codes = dynamic_code(given_values, signed=signed).long()
+    # Midway between two values either may be meant.
+    farther = (values[codes] - given_values).abs() - (values[wanted] - given_values).abs()
+    assert float((farther / sizes).max()) < 1e-6 and int((codes != wanted).sum()) < 20
+
+
 def test_no_second_moment_becomes_zero() -> None:
     """Else a gradient a thousand times smaller than its neighbours' would move its weight a thousand times too far."""
     given_states = states(0)
     given_states["gradient"][:, 1:] *= 1e-5
     given_states["codes2"][:] = 1
-    _fused_step(*given_states.values(), *NUMBERS)
+    _fused_step(**given_states, **NUMBERS)
     assert int(given_states["codes2"].min()) == 1
 
 
@@ -137,7 +158,7 @@ def test_a_block_without_gradients_stays() -> None:
     for name in ("gradient", "absmax1", "absmax2"):
         given_states[name].zero_()
     before = given_states["weights"].clone(), given_states["remainder"].clone()
-    _fused_step(*given_states.values(), torch.tensor(1e-3), torch.tensor(1e-8), torch.tensor(1.0), 0.9, 0.999)
+    _fused_step(**given_states, **{**NUMBERS, "decay": torch.tensor(1.0)})
     together = given_states["weights"].float() + given_states["remainder"].float()
     torch.testing.assert_close(together, before[0].float() + before[1].float(), rtol=2**-16, atol=1e-9)
     assert not any(given_states[name].any() for name in ("absmax1", "absmax2"))
@@ -145,13 +166,13 @@ def test_a_block_without_gradients_stays() -> None:
 
 def test_one_kernel_serves_every_shape_and_learning_rate() -> None:
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     step = torch.compile(_fused_step, backend=counter, dynamic=True)
     for blocks in (3, 7, 40):
         given_states, same = states(blocks, blocks), states(blocks, blocks)
-        numbers = (torch.tensor(1e-3 / blocks), *NUMBERS[1:])
-        step(*given_states.values(), *numbers)
-        _fused_step(*same.values(), *numbers)
+        numbers = {**NUMBERS, "rate": torch.tensor(1e-3 / blocks)}
+        step(**given_states, **numbers)
+        _fused_step(**same, **numbers)
         for name in same:
             torch.testing.assert_close(given_states[name], same[name])
     assert counter.frame_count == 1
