@@ -108,7 +108,7 @@ def _is_text(value: Any) -> bool:
 def _check_texts(value: Any, place: str, problems: Problems) -> None:
     """Add a problem unless ``value`` is a list of distinct non-empty strings."""
     if not isinstance(value, list) or not all(_is_text(item) for item in value):
-        problems.add(f"{place} 需要由非空文字组成的列表 / must be a list of non-empty strings")
+        problems.add(f'{place} 需要由非空文字组成的列表 / must be a list of non-empty strings: write ["…", "…"]')
         return
     for item in sorted({item for item in value if value.count(item) > 1}):
         problems.add(f"{place} “{item}” 重复 / appears twice: keep one")

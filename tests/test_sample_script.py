@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -9,14 +10,20 @@ from functools import cache
 from itertools import pairwise
 
 import pytest
+from docx import Document
 
+from huanhuan.dataset.output import FOLDER_FILES
 from huanhuan.paths import DATA
 from huanhuan.persona import load_persona
 
 CHARACTER = DATA / "huanhuan"
 SCRIPT = CHARACTER / "script"
 EPISODES = tuple(f"第{number}集.txt" for number in "一二三四五六")
-CODA = "第六集尾声.txt"
+CODA = "第六集尾声.docx"
+SEASONS, CLOCK, BULBS = "第六集番外一.txt", "第六集番外二.txt", "第六集番外三.fountain"
+FILES = (*EPISODES, CODA, SEASONS, CLOCK, BULBS)
+# The others are UTF-8.
+ENCODINGS = {"第二集.txt": "gb18030", "第四集.txt": "utf-16"}
 PERSONA = load_persona(CHARACTER / "persona.toml")
 HER = frozenset(PERSONA.names)
 
@@ -31,7 +38,7 @@ SPEECH = re.compile(
     r"(?:\*\*|】)?(?:（[^）]*）|\([^)]*\))?[\s\u3000]*"
     r"[：:；，？]\s*(?P<text>.+)"
 )
-DIRECTION = re.compile(r"（[^）]*）|【[^】]*】|\([^)]*\)|（[^）]*$")
+DIRECTION = re.compile(r"[（(][^）)]*[）)]|【[^】]*】|（[^）]*$")
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,15 @@ class Line:
 
 def raw(name: str) -> str:
     """The text of one file as it stands, byte order mark and line ends included."""
-    return (SCRIPT / name).read_bytes().decode("utf-8")
+    return (SCRIPT / name).read_bytes().decode(ENCODINGS.get(name, "utf-8"))
+
+
+@cache
+def plain(name: str) -> str:
+    """The text of one file with one kind of line end and without a byte order mark."""
+    if name.endswith(".docx"):
+        return "\n".join(paragraph.text for paragraph in Document(str(SCRIPT / name)).paragraphs)
+    return raw(name).replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
 
 
 @cache
@@ -56,7 +71,7 @@ def read() -> tuple[tuple[str, ...], tuple[Line, ...], tuple[str, ...]]:
     lines: list[Line] = []
     others: list[str] = []
     for name in EPISODES:
-        text = raw(name).replace("\ufeff", "").replace("\u200b", "")
+        text = plain(name).replace("\u200b", "")
         for number, line in enumerate(text.splitlines(), 1):
             line, place = line.strip(), f"{name}:{number}"
             if HEADING.fullmatch(line):
@@ -115,9 +130,9 @@ def test_six_starters_are_distinct_from_the_identity_questions() -> None:
 
 @pytest.mark.parametrize("starter", PERSONA.starters)
 def test_a_starter_opens_its_scene_and_her_one_line_follows(starter: str) -> None:
-    everything = "".join(raw(name) for name in (*EPISODES, CODA))
+    everything = "".join(plain(name) for name in FILES)
     assert everything.count(starter) == 1
-    rows = [line.strip() for name in EPISODES for line in raw(name).splitlines() if line.strip()]
+    rows = [line.strip() for name in EPISODES for line in plain(name).splitlines() if line.strip()]
     at = next(i for i, row in enumerate(rows) if row.endswith(starter))
     heading, direction, asked, answered, after = rows[at - 2 : at + 3]
     assert HEADING.fullmatch(heading)
@@ -139,6 +154,7 @@ def test_a_starter_opens_its_scene_and_her_one_line_follows(starter: str) -> Non
         ("？after a label", rf"^(?:{CAST})？"),
         ("a half-width colon after a label", r"^小墩子:"),
         ("a half-width colon after her label", r"^甄嬛:"),
+        ("an episode heading", r"\A第一集$"),
         ("a direction opening a scene", r"^第\d+幕\n\n?（"),
         ("a direction of its own inside a scene", r"^\S+：.+\n\n?（[^：\n]+）\n\n?\S+："),
         ("continued after an episode cut", r"\A第二集\n\n第9幕（续）$"),
@@ -163,6 +179,8 @@ def test_a_starter_opens_its_scene_and_her_one_line_follows(starter: str) -> Non
         ("a direction in 【】 inside a speech", r"^小墩子：主子【[^】]+】，"),
         ("a direction in 【】 at the end of her speech", r"^甄嬛：.+【[^】]+】$"),
         ("a direction in half-width brackets", r"^甄嬛：[^\n]+\([^)]+\)。\S"),
+        ("a bracket that opens half-width and closes full-width", r"^豆蔻：\([^()（）\n]+）"),
+        ("a bracket that opens full-width and closes half-width", r"^豆蔻：（[^()（）\n]+\)"),
         ("an unbalanced bracket", r"^卞总管：[^\n）]+（[^）\n]+$"),
         ("inline brackets with somebody's speech", r"^甄嬛：.+（豆蔻：是）"),
         ("inline brackets with her speech", r"^皇帝：.+（嬛嬛：[^）]+）"),
@@ -190,6 +208,7 @@ def test_a_starter_opens_its_scene_and_her_one_line_follows(starter: str) -> Non
         ("a wrong character in her label", r"^甄媛："),
         ("consecutive lines of hers", r"^甄嬛：.+\n甄嬛："),
         ("consecutive lines of hers across a direction", r"^甄嬛：.+\n（[^）]+）\n甄嬛："),
+        ("six turns before her entrance", r"^第26幕\n（[^）]+）\n(?:(?!甄嬛)\S+：.+\n){6}（甄嬛[^）]+）\n甄嬛："),
         ("a scene that she opens", r"^第\d+幕\n\n?（[^）]+）\n\n?甄嬛："),
         ("a voice-over of hers", r"^甄嬛（V\.O\.）："),
         ("her speech marked as continued", r"^甄嬛（CONT'D）："),
@@ -201,11 +220,29 @@ def test_a_starter_opens_its_scene_and_her_one_line_follows(starter: str) -> Non
         ("a timestamp", r"^\[\d\d:\d\d:\d\d\] 小墩子："),
         ("a name on a line of its own", r"^甄嬛\n\S"),
         ("a wrapped speech", r"^甄嬛\n\S+\n\S+\n\n"),
+        ("NAME: text", r"^FATHER LUCAS: [A-Z].+\nINTERPRETER: .+\nZHEN HUAN: "),
+        ("an action after NAME", r"^FATHER LUCAS \([a-z]+\): "),
+        ("a numbered English heading", r"^SCENE 1\. .+$"),
+        ("a title page", r"\ATitle: .+\nCredit: .+\n\n"),
+        ("Fountain: NAME above the speech", r"^\nZHEN HUAN\n\S.+\n\n"),
+        ("Fountain: NAME (beat) above the speech", r"^\nZHEN HUAN \([a-z ]+\)\n\S.+\n\n"),
+        ("Fountain: a beat on its own line", r"^\n[A-Z ]+\n\([a-z ]+\)\n\S.+\n\n"),
+        ("Fountain: (V.O.)", r"^ZHEN HUAN \(V\.O\.\)\n\S"),
+        ("Fountain: (CONT'D) after an action", r"^ZHEN HUAN\n\S.+\n\n[A-Z].+\.\n\nZHEN HUAN \(CONT'D\)\n\S"),
     ],
 )
 def test_the_script_has_the_quirk(quirk: str, pattern: str) -> None:
-    texts = [raw(name).replace("\ufeff", "").replace("\r\n", "\n") for name in (*EPISODES, CODA)]
-    assert any(re.search(pattern, text, re.MULTILINE) for text in texts), quirk
+    assert any(re.search(pattern, plain(name), re.MULTILINE) for name in FILES), quirk
+
+
+def test_one_file_has_nothing_but_blank_lines_between_its_scenes() -> None:
+    scenes = plain(SEASONS).split("\n\n")
+    assert len(scenes) == 4
+    for scene in scenes:
+        opening, *lines = scene.strip().split("\n")
+        assert DIRECTION.fullmatch(opening)
+        assert all(line.partition("：")[2] for line in lines)
+        assert any(line.startswith("甄嬛：") for line in lines)
 
 
 def test_some_scenes_are_without_her() -> None:
@@ -213,10 +250,67 @@ def test_some_scenes_are_without_her() -> None:
     assert len(set(headings) - {line.scene for line in lines if line.who in HER}) >= 5
 
 
-def test_line_ends_and_byte_order_marks_differ_between_files() -> None:
-    assert {name for name in (*EPISODES, CODA) if "\r\n" in raw(name)} == {"第三集.txt"}
-    assert {name for name in (*EPISODES, CODA) if raw(name).startswith("\ufeff")} == {"第五集.txt"}
+def scene_of(number: int) -> str:
+    """The text of the scenes with this number."""
+    everything = "\n".join(plain(name) for name in EPISODES)
+    return "".join(re.findall(rf"^第{number}幕\n((?:(?!第\d).*\n)+)", everything, re.MULTILINE))
 
 
-def test_the_folder_holds_the_episodes_and_the_coda_only() -> None:
-    assert {path.name for path in SCRIPT.iterdir()} == {*EPISODES, CODA}
+def test_the_emperor_counts_five_proofs_and_they_are_five() -> None:
+    proofs = re.findall(r"^\S+：([一二三四五])，(.+)$", scene_of(44), re.MULTILINE)
+    assert [numeral for numeral, _ in proofs] == list("一二三四五")
+    for thing in ("底单", "库账", "竹签", "验单", "手"):
+        assert len([text for _, text in proofs if thing in text]) == 1, thing
+
+
+def test_the_five_days_are_over_when_they_are_said_to_be() -> None:
+    said = re.findall("第?[一二三四五六七八九十]日", "".join(map(scene_of, (43, 44, 45))))
+    assert said == ["五日"] * 3
+
+
+def test_ranks_are_kept_in_address() -> None:
+    _, lines, _ = read()
+    present: dict[str, set[str]] = {}
+    for line in lines:
+        present.setdefault(line.scene, set()).add(line.who)
+    # To a consort above her she is 嫔妾; 臣妾 is for the emperor and his mother, and for who hears them.
+    wrong = [
+        reply.place
+        for prompt, reply in exchanges()
+        if prompt.who in ("绮妃", "慎嫔") and not present[reply.scene] & {"皇帝", "太后"} and "臣妾" in reply.text
+    ]
+    assert wrong == []
+    assert not any("绮妃妹妹" in line.text for line in lines)
+
+
+def test_encodings_differ_between_files() -> None:
+    data = {name: (SCRIPT / name).read_bytes() for name in FILES}
+    assert {name for name in FILES if data[name].startswith(codecs.BOM_UTF8)} == {"第五集.txt"}
+    assert {name for name in FILES if data[name].startswith(codecs.BOM_UTF16_LE)} == {"第四集.txt"}
+    assert {name for name in FILES if data[name].startswith(b"PK")} == {CODA}
+    # A character outside GBK, as in files that only look like it.
+    with pytest.raises(UnicodeDecodeError):
+        data["第二集.txt"].decode("gbk")
+    with pytest.raises(UnicodeDecodeError):
+        data["第二集.txt"].decode("utf-8")
+
+
+def test_line_ends_differ_between_files() -> None:
+    texts = {name: raw(name) for name in FILES if name != CODA}
+    assert {name for name, text in texts.items() if "\r\n" in text} == {"第三集.txt"}
+    assert {name for name, text in texts.items() if "\r" in text and "\n" not in text} == {"第六集.txt"}
+    assert "\n" not in texts["第三集.txt"].replace("\r\n", "")
+
+
+def test_the_readme_names_every_file_and_counts_the_scenes() -> None:
+    headings, _, _ = read()
+    chinese, _, english = (DATA / "README.md").read_text("utf-8").partition("\n---\n")
+    scenes = len([heading for heading in headings if "（续）" not in heading])
+    assert f"六集 {scenes} 场" in chinese
+    assert f"Six episodes of {scenes} scenes" in english
+    for half in (chinese, english):
+        assert [name for name in ("persona.toml", *FOLDER_FILES) if name not in half] == []
+
+
+def test_the_folder_holds_the_episodes_and_what_comes_after_them_only() -> None:
+    assert {path.name for path in SCRIPT.iterdir()} == set(FILES)

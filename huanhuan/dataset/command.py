@@ -12,7 +12,7 @@ from huanhuan.dataset.conversations import CutOptions
 from huanhuan.dataset.convert import Result, convert
 from huanhuan.dataset.filters import NAMES, FilterOptions
 from huanhuan.dataset.options import Options
-from huanhuan.dataset.output import check_out, write_together
+from huanhuan.dataset.output import PAGE, REPORT, TRAIN, VAL, check_out, is_one_file, write_together
 from huanhuan.dataset.report import REASONS
 from huanhuan.errors import Problems
 from huanhuan.persona import load_persona
@@ -25,7 +25,7 @@ def run(sources: Sequence[Path], out: Path, **given: Any) -> str:
     Raises: UserError for contradictory options and everything that :func:`convert` raises; then nothing is written.
     """
     options = read_options(out, given)
-    check_out(out)
+    check_out(out, (*sources, *([options.card] if options.card else [])))
     result = convert(sources, options)
     write_result(out, result, html=given.get("html") is not False)
     return summary(out, result)
@@ -57,7 +57,7 @@ def read_options(out: Path, given: dict[str, Any]) -> Options:
             problems.add(f"--keep-all 与 {', '.join(problems_of)} 矛盾 / contradict each other: give one")
     if given.get("identity_share") and not persona_file:
         problems.add("--identity-share 需要 --persona / needs --persona, where the identity answers are")
-    if given.get("val_share") and out.suffix == ".jsonl":
+    if given.get("val_share") and is_one_file(out):
         problems.add(f"--val-share 与 --out {out.name} 矛盾 / one file has no split: give a folder as --out")
     if given.get("aliases") and not persona_file and not character:
         problems.add("--alias 需要 --character / needs --character")
@@ -65,7 +65,7 @@ def read_options(out: Path, given: dict[str, Any]) -> Options:
         problems.add("--budget 与 --budget-tokens 只能用一个 / give one of the two")
     if given.get("budget_tokens") is not None and not given.get("tokenizer"):
         problems.add("--budget-tokens 需要 --tokenizer / needs --tokenizer FOLDER to count with")
-    if given.get("html") and out.suffix == ".jsonl":
+    if given.get("html") and is_one_file(out):
         problems.add(f"--html 与 --out {out.name} 矛盾 / one file has no report: give a folder as --out")
     if given.get("context_chars") is not None and (given.get("context") or 1) < 2:
         problems.add("--context-chars 需要 --context 2 或更多 / needs --context of 2 or more")
@@ -102,21 +102,21 @@ def write_result(out: Path, result: Result, *, html: bool = True) -> None:
 
     Raises: OSError if the disk is full or the place may not be written; then every file is as it was.
     """
-    if out.suffix == ".jsonl":
+    if is_one_file(out):
         write_together(out.parent, {out.name: _lines(chain(result.train(), result.val()))})
         return
     contents: dict[str, Iterable[str]] = {
-        "train.jsonl": _lines(result.train()),
-        "val.jsonl": _lines(result.val()),
-        "report.json": result.report.json_pieces(),
+        TRAIN: _lines(result.train()),
+        VAL: _lines(result.val()),
+        REPORT: result.report.json_pieces(),
     }
     if html:
         # Loaded only here: drawing takes about 0.2 s, and records in one file need no report.
         from huanhuan.dataset.report_html import render_report
 
-        contents["report.html"] = [render_report(result.report)]
+        contents[PAGE] = [render_report(result.report)]
     # A page of another conversion must not stand beside these records.
-    write_together(out, contents, remove=() if html else ("report.html",))
+    write_together(out, contents, remove=() if html else (PAGE,))
 
 
 def _lines(lines: Iterable[str]) -> Iterator[str]:
@@ -155,5 +155,5 @@ def summary(out: Path, result: Result) -> str:
     )
     rows.extend(f"注意 / note: {warning}" for warning in report.warnings[:10])
     parts = ", ".join(f"{part.name} {part.records} 条 / records ({part.scenes} 场 / scenes)" for part in report.split)
-    rows.append(f"{out}: {parts}" if out.suffix != ".jsonl" else f"{out}: {counts['records']} 条 / records")
+    rows.append(f"{out}: {parts}" if not is_one_file(out) else f"{out}: {counts['records']} 条 / records")
     return "\n".join(rows)

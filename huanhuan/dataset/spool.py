@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import overload
 
+from huanhuan.errors import UserError, os_error_line
 from huanhuan.text.model import Skipped
 
 # Below this many bytes nothing is written to disk.
@@ -28,12 +29,16 @@ class Texts:
     def append(self, text: str) -> None:
         """Add one text.
 
-        Raises: OSError if the disk is full.
+        Raises: UserError if the disk is full.
         """
         data = text.encode("utf-8", "surrogatepass") + b"\n"
-        # Reading moves the position; writing always goes to the end.
-        self._file.seek(self._end)
-        self._file.write(data)
+        try:
+            # Reading moves the position; writing always goes to the end.
+            self._file.seek(self._end)
+            self._file.write(data)
+        except OSError as error:
+            advice = "清理临时目录，或用 TMPDIR 指向另一块磁盘 / free some space there or point TMPDIR to another disk"
+            raise UserError(os_error_line(tempfile.gettempdir(), error, advice)) from error
         self._starts.append(self._end)
         self._end += len(data)
 

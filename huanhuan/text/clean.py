@@ -12,6 +12,7 @@ _RUN = re.compile("[ \t\u3000]{2,}|[\t\u3000]")
 
 OPENING = "（(【[〔［{｛"
 CLOSING = "）)】]〕］}｝"
+QUOTES = {"“": "”", "「": "」", "『": "』", '"': '"', "‘": "’", "＂": "＂", "〝": "〞"}
 _BRACKET = re.compile("[" + re.escape(OPENING + CLOSING) + "]")
 _PUNCTUATION = re.compile("[，。！？；：、…,.!?;:\\s]")
 _WIDE = re.compile("[\u2e80-\u9fff\uf900-\ufaff\uff00-\uff60\u2018-\u201d\u2026\u2014\U00020000-\U0003ffff]")
@@ -89,3 +90,45 @@ def pieces(text: str) -> tuple[list[tuple[bool, str]], bool]:
 def has_brackets(text: str) -> bool:
     """Whether ``text`` holds any bracket that could be a stage direction."""
     return _BRACKET.search(text) is not None
+
+
+def unquote(text: str) -> str:
+    """``text`` without the quotation marks around it, if it is one quotation as a whole.
+
+    >>> unquote("“平身。”"), unquote("“好”字怎么写"), unquote("“忠”与“孝”"), unquote("“他说“好”。”")
+    ('平身。', '“好”字怎么写', '“忠”与“孝”', '他说“好”。')
+    """
+    opening, closing = text[:1], QUOTES.get(text[:1])
+    if not closing or len(text) < 2 or text[-1] != closing:
+        return text
+    inner = text[1:-1].strip()
+    if opening == closing:
+        return text if opening in inner else inner
+    depth = 0
+    for mark in inner:
+        depth += (mark == opening) - (mark == closing)
+        if depth < 0:
+            return text
+    return inner if depth == 0 else text
+
+
+def unquote_parts(parts: list[tuple[bool, str]]) -> list[tuple[bool, str]]:
+    """The parts of a speech, as :func:`pieces` gives them, without the quotation marks if all of it stands in them.
+
+    >>> unquote_parts([(False, "“好"), (True, "笑"), (False, "，走。”")])
+    [(False, '好'), (True, '笑'), (False, '，走。')]
+    >>> unquote_parts([(False, "“好。”"), (True, "转身"), (False, "“走。”")])
+    [(False, '好。'), (True, '转身'), (False, '走。')]
+    >>> unquote_parts([(False, "“忠”"), (True, "停"), (False, "“孝”二字")])
+    [(False, '“忠”'), (True, '停'), (False, '“孝”二字')]
+    """
+    spoken = [at for at, (bracketed, _) in enumerate(parts) if not bracketed]
+    whole = "".join(parts[at][1] for at in spoken)
+    found = list(parts)
+    if unquote(whole) != whole:
+        found[spoken[0]] = (False, found[spoken[0]][1][1:].lstrip())
+        found[spoken[-1]] = (False, found[spoken[-1]][1][:-1].rstrip())
+    elif all(unquote(parts[at][1]) != parts[at][1] for at in spoken):
+        for at in spoken:
+            found[at] = (False, unquote(parts[at][1]))
+    return found

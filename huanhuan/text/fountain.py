@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from huanhuan.text.clean import CLOSING, OPENING, join_lines, pieces, squeeze
+from huanhuan.text.clean import CLOSING, OPENING, join_lines, pieces, squeeze, unquote_parts
 from huanhuan.text.headings import Heading, read_heading
 from huanhuan.text.labels import Match, Speakers, match_lone, name_key
 from huanhuan.text.model import Direction, Scene, Script, Skipped, Speech
@@ -151,23 +151,19 @@ class _Reader:
     def _dialogue(self, cue: Match, at: int) -> int:
         """A cue and the lines below it, down to the next blank one."""
         first = at + 1
-        spoken = staged = f"（{cue.beat}）" if cue.beat else ""
-        spoken = ""
         at += 1
+        parts: list[tuple[bool, str]] = [(True, cue.beat)] if cue.beat else []
         # A line of two blanks keeps a dialogue open: clean lines were stripped at their ends, so it ends there.
         while at < len(self.lines) and self.lines[at].strip():
             text = squeeze(_EMPHASIS.sub(r"\2", self.lines[at].strip()).lstrip("~"))
-            if text == _REMOVED:
+            if text in ("", _REMOVED):
                 pass
             elif text[0] in OPENING and text[-1] in CLOSING:
-                staged += f"（{text[1:-1].strip()}）"
+                parts.append((True, text[1:-1].strip()))
             else:
-                for bracketed, part in pieces(text)[0]:
-                    if bracketed:
-                        staged += f"（{part.strip()}）"
-                    else:
-                        spoken, staged = join_lines(spoken, part.strip()), join_lines(staged, part.strip())
+                parts += [(bracketed, part.strip()) for bracketed, part in pieces(text)[0]]
             at += 1
+        spoken, staged = _joined(parts)
         if spoken:
             self._add(Speech((cue.name,), spoken, staged, first, at))
         else:
@@ -186,3 +182,14 @@ class _Reader:
 
     def _skip(self, at: int, reason: str, text: str) -> None:
         self.script.skipped.append(Skipped(self.script.file, at + 1, at + 1, reason, text))
+
+
+def _joined(parts: list[tuple[bool, str]]) -> tuple[str, str]:
+    """What is spoken, and the same with its directions."""
+    spoken = staged = ""
+    for bracketed, part in unquote_parts(parts):
+        if bracketed:
+            staged += f"（{part}）"
+        else:
+            spoken, staged = join_lines(spoken, part), join_lines(staged, part)
+    return spoken, staged

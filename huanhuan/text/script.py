@@ -5,7 +5,17 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from huanhuan.text.clean import CLOSING, OPENING, has_brackets, join_lines, pieces, squeeze
+from huanhuan.text.clean import (
+    CLOSING,
+    OPENING,
+    QUOTES,
+    has_brackets,
+    join_lines,
+    pieces,
+    squeeze,
+    unquote,
+    unquote_parts,
+)
 from huanhuan.text.labels import Match, Speakers, could_be_name, is_narrator, match_slip, name_key, strip_prefix
 from huanhuan.text.model import Direction, Scene, Script, Skipped, Speech
 from huanhuan.text.rows import BLANK, Row, lone_labels
@@ -20,7 +30,6 @@ _NAME_LIKE = re.compile(
     "(?![对對向朝冲衝给給指看望同与與跟在从從把被用以又再其])[\u4e00-\u9fff]{2,3}"
     "(?<![说說道问問曰云想喊叫中内內外上下里裡后後前时時间間声聲信着著地处處面头頭写寫字])$"
 )
-_QUOTES = {"“": "”", "「": "」", "『": "』", '"': '"', "‘": "’", "＂": "＂", "〝": "〞"}
 # How far back a scene marked as continued is looked for: numbers repeat over a whole series.
 _RESUME_WITHIN = 12
 _LONGEST_DIRECTION = 8
@@ -73,7 +82,6 @@ class _Builder:
         self.usual_gap, self.breaks_by_blank = self._gaps()
         self.wraps, self.rare = self._wrapping()
         self.firm = self._firm() if self.wraps else set()
-        self.quoted = self._quoted()
 
     def _gaps(self) -> tuple[int, bool]:
         """The usual number of blank lines between speeches, and whether more of them divide scenes."""
@@ -130,11 +138,6 @@ class _Builder:
                     firm.add(key)
             previous = row
         return firm | {key for key, count in here.items() if self.speakers.counts[key] > count}
-
-    def _quoted(self) -> bool:
-        """Whether speech stands in quotation marks throughout, so that the marks are not part of it."""
-        spoken = [row.match.speech for row in self.rows if row.kind == "label" and row.match and row.match.speech]
-        return sum(text[0] in _QUOTES for text in spoken) * 2 > len(spoken)
 
     def build(self) -> Script:
         """The script with its scenes; every line is in a scene, a heading, or listed as skipped."""
@@ -251,7 +254,7 @@ class _Builder:
     def _is_slip(self, slip: Match, bare: str) -> bool:
         """Whether a line begins with a speaker; behind a comma that must be beyond doubt, since it may address one."""
         mark = bare[: len(bare) - len(slip.speech)].rstrip()[-1:]
-        sure = mark in ("；", ";") or slip.speech[0] in _QUOTES
+        sure = mark in ("；", ";") or slip.speech[0] in QUOTES
         return self.speakers.known(slip.name) if sure else self.speakers.frequent(slip.name)
 
     def _is_wrapped_text(self, match: Match) -> bool:
@@ -300,7 +303,7 @@ class _Builder:
             words = body[match.end() : following.start() + 1 if following else None].strip(" ；;，,")
             spoken = "".join(text for bracketed, text in pieces(words)[0] if not bracketed).strip()
             if spoken:
-                found.append((self._resolve(match[1]), _unquote(spoken)))
+                found.append((self._resolve(match[1]), unquote(spoken)))
         return found
 
     def _is_someone(self, name: str) -> bool:
@@ -323,19 +326,19 @@ class _Builder:
         speakers = self._resolve(match.name)
         beat = f"（{match.beat}）" if match.beat else ""
         if not has_brackets(text):
-            spoken = _unquote(text) if self.quoted else text
-            if spoken:
-                self._add(Speech(speakers, spoken, beat + spoken, first, last))
+            text = unquote(text)
+            if text:
+                self._add(Speech(speakers, text, beat + text, first, last))
             else:
                 self._skip(first, last, "empty", f"{match.name}：{beat}")
             return
         parts, balanced = pieces(text)
+        parts = unquote_parts([(bracketed, part if bracketed else part.strip()) for bracketed, part in parts])
         if not balanced:
             self._skip(first, last, "unbalanced", f"{match.name}：{text}")
         spoken, staged, silent = "", beat, True
         for bracketed, part in parts:
             if not bracketed:
-                part = part.strip()
                 staged = join_lines(staged, part)
                 # A mark that belonged to the direction before it: 好。（笑），去罢 is 好。去罢.
                 if not spoken or spoken[-1] in _MARKS:
@@ -356,21 +359,6 @@ class _Builder:
     def _say(self, speakers: tuple[str, ...], spoken: str, staged: str, first: int, last: int) -> bool:
         """Add a speech if it has words; returns whether it had none."""
         spoken = spoken.strip()
-        if self.quoted:
-            spoken = _unquote(spoken)
         if spoken:
             self._add(Speech(speakers, spoken, staged.strip(), first, last))
         return not spoken
-
-
-def _unquote(text: str) -> str:
-    """``text`` without the pair of quotation marks around the whole of it; narration between quotations goes too.
-
-    >>> _unquote("“平身。”"), _unquote("“好”字怎么写")
-    ('平身。', '“好”字怎么写')
-    """
-    closing = _QUOTES.get(text[:1])
-    if not closing or len(text) < 3:
-        return text
-    inner = text[1:-1]
-    return inner if text[-1] == closing and text[0] not in inner and closing not in inner else text

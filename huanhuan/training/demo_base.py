@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -60,22 +62,27 @@ def make_demo_base(
     overwrite: bool = False,
     progress: bool = False,
 ) -> DemoBase:
-    """Build and pretrain the demo's base in ``out``; do nothing if it is there and made from the same inputs.
+    """Build and pretrain the demo's base in ``out``; one that is there and made from the same inputs is kept.
 
-    Raises: UserError if an input is missing or wrong, or ``out`` holds something else and ``overwrite`` is False.
+    Raises: UserError if an input is missing or wrong, ``out`` holds something that is no such base, or one made from
+    other inputs and ``overwrite`` is False.
     """
     persona = load_persona(persona_file)
     texts = read_base_texts(script, data, persona, persona_file)
     made_from = fingerprint(texts, settings)
     receipt = _read_receipt(out)
     if receipt.get("fingerprint") == made_from and all((out / name).is_file() for name in FILES):
+        # `make` compares times: after a script was only touched, or code changed that no weight depends on, it would
+        # ask for this base at every run. Where the folder may only be read, it does.
+        with suppress(OSError):
+            os.utime(out / "config.json")
         return DemoBase(out, receipt["loss"], kept=True)
     if receipt and not overwrite:
         raise UserError(
             f"{out}: 是用别的剧本或设置做的 / made from another script or other settings: "
             "加 --overwrite 替换 / pass --overwrite to replace it"
         )
-    with new_folder(out, overwrite=overwrite) as folder:
+    with new_folder(out, overwrite=overwrite, markers=(RECEIPT,)) as folder:
         _check_space(out)
         try:
             loss = _build(folder, texts, settings, progress=progress)
@@ -104,7 +111,7 @@ def _read_receipt(folder: Path) -> dict[str, Any]:
 
 def _check_space(out: Path) -> None:
     """Refuse before a minute of training what could not be saved after it."""
-    free = shutil.disk_usage(out.parent).free
+    free = shutil.disk_usage(out.resolve().parent).free
     if free < NEEDED_BYTES:
         raise UserError(
             f"{out}: 需要 {NEEDED_BYTES >> 20} MiB 磁盘，剩 {free >> 20} MiB / needs {NEEDED_BYTES >> 20} MiB of disk, "

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """How long and how fast to pretrain; the defaults take half a minute on two CPU cores."""
+    """How long and how fast to pretrain; the defaults take about a minute on two CPU cores."""
 
     steps: int = 160
     batch: int = 8

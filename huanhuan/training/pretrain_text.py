@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huanhuan.errors import Problems, UserError
+from huanhuan.dataset.jsonlines import numbered_lines, parse
+from huanhuan.dataset.validate import validate_file
+from huanhuan.errors import Problems, UserError, os_error_line
 from huanhuan.persona import Persona
 from huanhuan.template import record_messages
 from huanhuan.text.labels import Speakers, name_key
@@ -36,28 +37,34 @@ def read_base_texts(script: Iterable[Path], data: Path, persona: Persona, card: 
     only the replies have should still be one token. ``card`` is the persona's file, which identity records name
     as their source.
 
-    Raises: UserError if a file is missing or the training files do not belong to the script.
+    Raises: UserError if a file is missing or faulty, nobody speaks in the script, or the training files do not belong
+    to it.
     """
     train = _records(data / "train.jsonl")
     held_out = _records(data / "val.jsonl")
-    problems = Problems()
     files = find_files(script)
+    speakers = Speakers(persona.names)
+    scripts = [read_script(file, speakers) for file in files]
+    if not any(each.scenes for each in scripts):
+        places = ", ".join(f"{each.file} ({each.lines} 行 / lines)" for each in scripts)
+        raise UserError(
+            f"{places[:200]}: 剧本是空的，没有人说话 / the script is empty, nobody speaks in it: 检查 --script / check --script"
+        )
+    problems = Problems()
     names = {file.name for file in files}
     train_lines = _source_lines(train, data / "train.jsonl", names, card.name, problems)
     held_out_lines = _source_lines(held_out, data / "val.jsonl", names, card.name, problems)
     problems.raise_if_any()
-    speakers = Speakers(persona.names)
-    scenes: list[str] = []
-    for file in files:
-        scenes += [
-            others_lines(scene, persona.names)
-            for scene in read_script(file, speakers).scenes
-            if _holds(scene, train_lines[file.name]) and not _holds(scene, held_out_lines[file.name])
-        ]
+    scenes = [
+        others_lines(scene, persona.names)
+        for each in scripts
+        for scene in each.scenes
+        if _holds(scene, train_lines[each.file]) and not _holds(scene, held_out_lines[each.file])
+    ]
     scenes = [scene for scene in scenes if scene]
     if not scenes:
         raise UserError(f"{data}: 没有一场训练用的戏 / no training scene found in the script: run {CONVERT} again")
-    said = [message["content"] for record in train for message in record_messages(record)]
+    said = [message["content"] for _, record in train for message in record_messages(record)]
     return BaseTexts(tuple(scenes), (*scenes, *said))
 
 
@@ -73,36 +80,41 @@ def _holds(scene: Scene, lines: Sequence[int]) -> bool:
     return any(scene.first <= line <= scene.last for line in lines)
 
 
-def _records(file: Path) -> list[dict[str, Any]]:
+def _records(file: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The records of a training file and their lines; none of an empty one, which a script too short to split has.
+
+    Raises: UserError with every problem of the file.
+    """
     try:
-        lines = file.read_text("utf-8").splitlines()
+        empty = not file.read_bytes().strip()
     except FileNotFoundError:
         raise UserError(f"{file}: 还没有训练数据 / no training file yet: run {CONVERT} first") from None
-    records: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file}:{number}: 不是 JSON / not JSON: {error.msg}: run {CONVERT} again") from None
-    return records
+    except OSError as error:
+        raise UserError(os_error_line(file, error, "请检查路径和权限 / check the path and its permissions")) from None
+    if empty:
+        return []
+    validate_file(file).raise_if_errors()
+    with file.open("rb") as lines:
+        return [(number, parse(line)) for number, line in numbered_lines(lines)]
 
 
 def _source_lines(
-    records: Sequence[dict[str, Any]], path: Path, names: set[str], card: str, problems: Problems
+    records: Sequence[tuple[int, dict[str, Any]]], path: Path, names: set[str], card: str, problems: Problems
 ) -> dict[str, list[int]]:
     """For each file of the script the lines where the records of ``path`` begin and end."""
     found: defaultdict[str, list[int]] = defaultdict(list)
-    for number, file, lines in _sources(records):
-        if file in names:
+    for number, record in records:
+        source = record.get("source")
+        file, lines = (source.get("file"), source.get("lines")) if isinstance(source, dict) else (None, None)
+        if not isinstance(file, str) or not isinstance(lines, list) or not all(type(line) is int for line in lines):
+            problems.add(
+                f'{path}:{number}: [source] 没有写明来源 / does not say where it comes from, {{"file": …, "lines": […]}}: '
+                f"run {CONVERT} again"
+            )
+        elif file in names:
             found[file] += lines
         elif file != card:
             problems.add(
-                f"{path}:{number}: 来源 / source {file or '?'}: 不在这份剧本里 / is not in this script: run {CONVERT} again"
+                f"{path}:{number}: 来源 / source {file}: 不在这份剧本里 / is not in this script: run {CONVERT} again"
             )
     return found
-
-
-def _sources(records: Iterable[dict[str, Any]]) -> Iterator[tuple[int, str, list[int]]]:
-    for number, record in enumerate(records, 1):
-        source = record.get("source") or {}
-        yield number, source.get("file", ""), list(source.get("lines", ()))

@@ -12,6 +12,7 @@ with the released tokenizer at the seam of a template can go wrong with this one
 
 from __future__ import annotations
 
+import errno
 import io
 from collections import Counter
 from collections.abc import Iterable
@@ -90,7 +91,7 @@ def build_tokenizer(texts: Iterable[str], folder: Path, vocab_size: int) -> Llam
     ``vocab_size`` is the most tokens it may have, chat tokens included. Ids are laid out as InternLM2's:
     ``<unk>`` 0, ``<s>`` 1, ``</s>`` 2, then bytes and pieces, the chat tokens last.
 
-    Raises: UserError as :func:`train_sentencepiece`.
+    Raises: UserError as :func:`train_sentencepiece`; OSError if the folder cannot be written.
     """
     from transformers import AddedToken, LlamaTokenizer, LlamaTokenizerFast
 
@@ -101,5 +102,11 @@ def build_tokenizer(texts: Iterable[str], folder: Path, vocab_size: int) -> Llam
     slow.add_special_tokens({"additional_special_tokens": chat_tokens})
     slow.save_pretrained(str(folder))
     fast = LlamaTokenizerFast.from_pretrained(str(folder), from_slow=True, legacy=False, add_prefix_space=False)
-    fast.save_pretrained(str(folder))
+    try:
+        fast.save_pretrained(str(folder))
+    except Exception as error:
+        # What the tokenizers library cannot write it reports in an exception of no kind.
+        if type(error) is not Exception:
+            raise
+        raise OSError(errno.EIO, str(error), str(folder)) from error
     return LlamaTokenizerFast.from_pretrained(str(folder))

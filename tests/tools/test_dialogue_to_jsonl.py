@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import resource
 import subprocess
 import sys
+import tempfile
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -111,17 +116,167 @@ def test_the_reports_are_the_same_in_every_format(here: Path, format: str) -> No
     assert plain == other
 
 
-OPTIONS = """--context 3
---keep-directions|--openers direction|--budget 10|--single-turn|--min-chars 2|--keep-all|--copies 2|--similarity 0.8
---interjections 嗯|--no-filter short --no-filter duplicate|--identity-share 0|--val-share 0|--seed 7|--encoding utf-8|--layout colon
---context 2 --context-chars 5"""
+PLAY = """第1幕
+（雪夜，殿门半开）
+甄嬛：谁在外头？
+皇帝：是朕。
+甄嬛（起身）：皇上怎么来了？
+皇帝：睡不着。
+槿汐：皇上的斗篷湿了。
+甄嬛：快换下来。
+皇帝：不必。
+甄嬛：嗯。
+皇帝：你冷么？
+甄嬛：冷。
+第2幕
+皇帝：你冷么？
+甄嬛：冷。
+皇帝：明日一早，朕同你去看梅花，可好？
+甄嬛：好，臣妾一定早早起来等着皇上。
+第3幕
+皇帝：明日一早，朕同你去看梅花，可好？
+甄嬛：好，臣妾一定早早起来等着皇上呢。
+第4幕
+皇帝：梅花开了。
+嬛儿：臣妾看见了。
+皇帝：你从哪里看见的？
+甄嬛：从窗缝里。
+"""
+IDENTITY = ("你是谁？", "我是甄嬛。")
+COME, CLOAK, COLD, HM = (
+    ("是朕。", "皇上怎么来了？"),
+    ("皇上的斗篷湿了。", "快换下来。"),
+    ("你冷么？", "冷。"),
+    ("不必。", "嗯。"),
+)
+PLUM = ("明日一早，朕同你去看梅花，可好？", "好，臣妾一定早早起来等着皇上。")
+NEARLY = (PLUM[0], "好，臣妾一定早早起来等着皇上呢。")
+WINDOW = ("你从哪里看见的？", "从窗缝里。")
+USUAL = [COME, CLOAK, COLD, PLUM, WINDOW, IDENTITY]
+
+Exchanges = list[tuple[str, str]]
+# What an option changes in the exchanges of the play: options, those that go, those that come.
+EFFECTS: dict[str, tuple[str, Exchanges, Exchanges]] = {
+    "min_chars": ("--min-chars 2", [COLD], []),
+    "interjections": ("--interjections 冷", [COLD], [HM]),
+    "off": ("--no-filter interjection", [], [HM]),
+    "off, twice": ("--no-filter duplicate --no-filter near_duplicate", [], [COLD, NEARLY]),
+    "keep_all": ("--keep-all", [], [HM, COLD, NEARLY]),
+    "copies": ("--copies 2", [], [COLD]),
+    "similarity": ("--similarity 1", [], [NEARLY]),
+    "openers": ("--openers direction", [], [("（雪夜，殿门半开）", "谁在外头？")]),
+    "keep_directions": ("--keep-directions", [COME], [("是朕。", "（起身）皇上怎么来了？")]),
+    "identity_share": ("--identity-share 0", [IDENTITY], []),
+    "context": (
+        "--context 3",
+        [COME, CLOAK, COLD, PLUM, WINDOW],
+        [
+            ("皇帝：是朕。", COME[1]),
+            ("皇帝：睡不着。\n槿汐：皇上的斗篷湿了。", CLOAK[1]),
+            ("皇帝：你冷么？", COLD[1]),
+            (f"皇帝：{PLUM[0]}", PLUM[1]),
+            ("皇帝：梅花开了。\n嬛儿：臣妾看见了。\n皇帝：你从哪里看见的？", WINDOW[1]),
+        ],
+    ),
+    "context_chars": (
+        "--context 3 --context-chars 20",
+        [COME, CLOAK, COLD, PLUM, WINDOW],
+        [
+            ("皇帝：是朕。", COME[1]),
+            ("皇帝：睡不着。\n槿汐：皇上的斗篷湿了。", CLOAK[1]),
+            ("皇帝：你冷么？", COLD[1]),
+            (f"皇帝：{PLUM[0]}", PLUM[1]),
+            ("嬛儿：臣妾看见了。\n皇帝：你从哪里看见的？", WINDOW[1]),
+        ],
+    ),
+}
+# Options that other tests, below and above, are about.
+ELSEWHERE = {
+    *("persona", "character", "aliases", "system", "out", "format", "html", "debug", "help"),
+    *("single_turn", "budget", "budget_tokens", "tokenizer", "encoding", "layout", "val_share", "seed"),
+}
 
 
-@pytest.mark.parametrize("options", OPTIONS.replace("\n", "|").split("|"))
-def test_every_option_is_taken(here: Path, options: str) -> None:
-    result = run("a.txt", "--persona", "persona.toml", "--out", "out", *options.split())
+@pytest.fixture
+def play(here: Path) -> Path:
+    (here / "play.txt").write_text(PLAY, "utf-8")
+    return here
+
+
+def convert(folder: Path, *options: str, source: str = "play.txt") -> list[Exchanges]:
+    """The records that a conversion with ``options`` gives, those of train.jsonl first."""
+    result = run(source, "--persona", "persona.toml", "--out", "out", "--no-html", *options)
     assert result.exit_code == 0, result.output
-    assert records(here / "out/train.jsonl")
+    rows = records(folder / "out/train.jsonl") + records(folder / "out/val.jsonl")
+    return [[(each["input"], each["output"]) for each in row["conversation"]] for row in rows]
+
+
+def test_every_option_has_a_test_of_its_effect() -> None:
+    named = {str(option.name) for option in main.params if option.param_type_name == "option"}
+    assert named - ELSEWHERE == {name for name in EFFECTS if "," not in name}
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+def test_an_option_changes_the_exchanges(play: Path, name: str) -> None:
+    options, gone, come = EFFECTS[name]
+    assert sorted(chain(*convert(play))) == sorted(USUAL)
+    changed = chain(*convert(play, *options.split()))
+    assert sorted(changed) == sorted([*(each for each in USUAL if each not in gone), *come])
+
+
+def test_records_are_cut_where_asked(play: Path, tiny_base: Path) -> None:
+    assert [len(record) for record in convert(play)] == [3, 1, 1, 1]
+    assert [len(record) for record in convert(play, "--single-turn")] == [1] * 6
+    assert [len(record) for record in convert(play, "--budget", "30")] == [2, 1, 1, 1, 1]
+    counted = ["--budget-tokens", "60", "--tokenizer", str(tiny_base)]
+    assert [len(record) for record in convert(play, *counted)] == [1] * 6
+
+
+def test_a_tokenizer_measures_the_records(play: Path, tiny_base: Path) -> None:
+    convert(play, "--tokenizer", str(tiny_base))
+    lengths = json.loads((play / "out/report.json").read_text("utf-8"))["lengths"]
+    assert lengths["record_tokens"]["total"] == lengths["record"]["total"] == 4
+    assert lengths["record_tokens"]["unit"] == "tokens"
+
+
+def test_an_alias_is_her(play: Path) -> None:
+    for options, expected in (((), [WINDOW]), (("--alias", "嬛儿"), [("梅花开了。", "臣妾看见了。"), WINDOW])):
+        assert run("play.txt", "--character", "甄嬛", *options, "--out", "all.jsonl").exit_code == 0
+        last = records(play / "all.jsonl")[-1]["conversation"]
+        assert [(each["input"], each["output"]) for each in last] == expected
+
+
+def test_scenes_are_held_out_by_share_and_seed(play: Path) -> None:
+    held_out: set[str] = set()
+    for seed in range(6):
+        convert(play, "--val-share", "0.3", "--seed", str(seed))
+        (record,) = records(play / "out/val.jsonl")
+        held_out.add(record["conversation"][0]["input"])
+    assert len(held_out) > 1
+    convert(play, "--val-share", "0")
+    assert records(play / "out/val.jsonl") == []
+
+
+def test_an_encoding_is_taken_at_its_word(play: Path) -> None:
+    (play / "short.txt").write_bytes("甲:乙\n丁:丙\n".encode("gb18030"))
+    told = ["short.txt", "--character", "丁", "--out", "all.jsonl"]
+    assert run(*told).exit_code == 1
+    assert run(*told, "--encoding", "gb18030").exit_code == 0
+    assert records(play / "all.jsonl")[0]["conversation"] == [{"input": "乙", "output": "丙"}]
+
+
+def test_a_layout_is_taken_at_its_word(play: Path) -> None:
+    mixed = "皇帝：平身。\n甄嬛：谢皇上。\n皇帝：赐座。\n甄嬛：不敢。\n皇帝\t坐罢。\n甄嬛\t臣妾站着。\n皇帝\t随你。\n甄嬛\t是。\n"
+    (play / "mixed.txt").write_text(mixed, "utf-8")
+    colon, tab = (convert(play, "--layout", layout, source="mixed.txt")[0] for layout in ("colon", "tab"))
+    assert colon[0] == ("平身。", "谢皇上。")
+    assert tab == [("坐罢。", "臣妾站着。"), ("随你。", "是。")]
+
+
+def test_the_page_is_drawn_unless_told_otherwise(play: Path) -> None:
+    for options, drawn in (((), True), (("--html",), True), (("--no-html",), False)):
+        assert run("play.txt", "--persona", "persona.toml", "--out", "out", *options).exit_code == 0
+        assert (play / "out/report.html").exists() is drawn
 
 
 BAD = {
@@ -186,6 +341,92 @@ def test_bad_input_is_one_line_and_the_output_stays_as_it_was(here: Path, case: 
     assert lines[0].startswith("错误 / error: ")
     assert [each for each in named if each not in lines[0]] == []
     assert tree(here) == before
+
+
+@pytest.mark.parametrize("out", ["all.jsonl", "all.JSONL", "new/all.JsonL"])
+def test_one_file_whatever_the_case_of_its_ending(here: Path, out: str) -> None:
+    assert run("a.txt", "--character", "甄嬛", "--out", out).exit_code == 0
+    assert len(records(here / out)) == 1
+    assert run("a.txt", "--character", "甄嬛", "--val-share", "0.2", "--out", out).exit_code == 1
+    assert "another --out" in run("a.txt", "--character", "甄嬛", "--out", f"{out}/deep").output
+
+
+@pytest.mark.parametrize(
+    ("sources", "out"),
+    [
+        (["a.jsonl"], "a.jsonl"),
+        (["a.jsonl"], "./old/../a.jsonl"),
+        (["a.jsonl"], "link.jsonl"),
+        (["link.jsonl"], "a.jsonl"),
+        (["a.txt", "a.jsonl", "a.jsonl"], "a.jsonl"),
+        (["old/train.jsonl"], "old"),
+        (["old/report.json"], "old"),
+        (["old/val.jsonl"], "old/"),
+    ],
+)
+def test_an_input_is_never_replaced_by_the_output(here: Path, sources: list[str], out: str) -> None:
+    (here / "old").mkdir()
+    record = json.dumps({"conversation": [{"input": "问", "output": "答"}]}, ensure_ascii=False) + "\n"
+    for name in ("a.jsonl", "old/train.jsonl", "old/val.jsonl", "old/report.json"):
+        (here / name).write_text(record, "utf-8")
+    (here / "link.jsonl").symlink_to("a.jsonl")
+    before = tree(here)
+    result = run(*sources, "--character", "甄嬛", "--out", out)
+    assert result.exit_code == 1
+    (line,) = result.output.splitlines()
+    assert line.startswith(f"错误 / error: {sources[-1]}: ")
+    assert "choose another --out" in line
+    assert tree(here) == before
+
+
+def test_files_beside_an_input_may_be_written(here: Path) -> None:
+    (here / "old").mkdir()
+    (here / "old/all.jsonl").write_text('{"conversation": [{"input": "问", "output": "答"}]}\n', "utf-8")
+    assert run("old/all.jsonl", "--out", "old").exit_code == 0
+    assert sorted(tree(here / "old")) == ["all.jsonl", "report.html", "report.json", "train.jsonl", "val.jsonl"]
+
+
+@pytest.mark.parametrize("out", ["out", "out/all.jsonl", "new/out"])
+def test_a_disk_that_is_full_is_named_with_the_file(here: Path, out: str) -> None:
+    (here / "out").mkdir()
+    (here / "out/train.jsonl").write_text("old", "utf-8")
+    (here / "long.txt").write_text("".join(f"皇帝：第{n}句话。\n甄嬛：回第{n}句。\n" for n in range(900)), "utf-8")
+    before = tree(here)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limit[1]))
+    try:
+        result = run("long.txt", "--character", "甄嬛", "--keep-all", "--out", out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert result.exit_code == 1
+    (line,) = result.output.splitlines()
+    written = out if out.endswith(".jsonl") else f"{out}/train.jsonl"
+    assert line.startswith(f"错误 / error: {written}: File too large: ")
+    assert "ulimit -f" in line
+    assert tree(here) == before
+    assert not (here / "new").exists()
+
+
+def test_a_full_temporary_folder_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(self: object, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "write", no_space)
+    result = run("a.txt", "--character", "甄嬛", "--out", "all.jsonl")
+    assert result.exit_code == 1
+    (line,) = result.output.splitlines()
+    assert line.startswith(f"错误 / error: {tempfile.gettempdir()}: No space left on device: ")
+    assert "TMPDIR" in line
+
+
+def test_files_are_kept_where_the_disk_has_no_hard_links(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*paths: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    for _ in range(2):
+        assert run("a.txt", "--persona", "persona.toml", "--out", "out").exit_code == 0
+    assert sorted(tree(here / "out")) == ["report.html", "report.json", "train.jsonl", "val.jsonl"]
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import resource
 import shutil
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,6 +53,10 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in folder.iterdir()}
 
 
+def without_time_of_config(files: dict[str, tuple[int, bytes]]) -> dict[str, tuple[int, bytes]]:
+    return files | {"config.json": (0, files["config.json"][1])}
+
+
 def one_error(result: Result) -> str:
     """The only line of error; everything else must have gone well."""
     errors = [line for line in result.output.splitlines() if line.startswith("错误")]
@@ -68,13 +75,15 @@ def test_makes_an_internlm2_of_one_to_eight_million_weights(made: Path) -> None:
     assert [path.name for path in made.parent.iterdir()] == ["tiny"], "something is left beside the folder"
 
 
-def test_same_inputs_are_not_made_again(made: Path, run: Run) -> None:
-    before = state(made)
+def test_same_inputs_are_not_made_again_and_make_takes_the_base_as_new(made: Path, run: Run) -> None:
     for more in ((), ("--overwrite",)):
+        os.utime(made / "config.json", (1, 1))
+        before = state(made)
         result = run(*QUICK, "--out", made, *more)
         assert result.exit_code == 0, result.output
         assert "up to date" in result.output
-    assert state(made) == before
+        assert without_time_of_config(state(made)) == without_time_of_config(before)
+        assert time.time() - (made / "config.json").stat().st_mtime < 100
 
 
 def test_an_incomplete_folder_is_made_again(made: Path, run: Run, tmp_path: Path) -> None:
@@ -94,10 +103,23 @@ def test_other_settings_need_overwrite(made: Path, run: Run, changed: Sequence[s
     assert state(made) == before
 
 
-def test_a_folder_of_something_else_is_left_alone(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    assert "--overwrite" in one_error(run(*QUICK, "--out", tmp_path))
-    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+@pytest.mark.parametrize("more", [(), ("--overwrite",)])
+@pytest.mark.parametrize("name", ["notes.txt", "huanhuan.json"])
+def test_a_folder_of_something_else_is_left_alone(run: Run, tmp_path: Path, more: Sequence[str], name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    assert "choose another folder" in one_error(run(*QUICK, "--out", tmp_path, *more))
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_a_link_to_a_base_is_followed(made: Path, run: Run, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "disk/base")
+    (tmp_path / "out").symlink_to("disk/base")
+    result = run("--steps", "1", "--out", tmp_path / "out", "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out").is_symlink()
+    receipt = json.loads((tmp_path / "disk/base/tiny_base.json").read_text("utf-8"))
+    assert receipt["settings"]["pretrain"]["steps"] == 1
+    assert {path.name for path in (*tmp_path.iterdir(), *(tmp_path / "disk").iterdir())} == {"disk", "out", "base"}
 
 
 @pytest.mark.parametrize(
@@ -130,10 +152,61 @@ def test_data_of_another_script_names_every_record(run: Run, tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"[]\n", "train.jsonl:1: "),
+        (b'{"conversation": []}\n', "train.jsonl:1: [conversation] "),
+        (b"5\n", "train.jsonl: "),
+        (b'{"conversation": [{"input": "a", "output": "b"}]}\n', "train.jsonl:1: [source] "),
+        (b'{"conversation": [{"input": "a", "output": "b"}], "source": "a.txt"}\n', "train.jsonl:1: [source] "),
+        (
+            b'{"conversation": [{"input": "a", "output": "b"}], "source": {"file": "a.txt", "lines": ["1"]}}\n',
+            "train.jsonl:1: [source] ",
+        ),
+        ('{"conversation": [{"input": "问", "output": "答"}]}\n'.encode("gb18030"), "train.jsonl:1: "),
+        ('{"conversation": [{"input": "问", "output": "答"}]}\n'.encode("utf-16"), "train.jsonl: "),
+    ],
+)
+def test_a_faulty_training_file_is_one_line(run: Run, tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train.jsonl").write_bytes(content)
+    (tmp_path / "data/val.jsonl").write_bytes(b"")
+    line = one_error(run(*QUICK, "--data", tmp_path / "data", "--out", tmp_path / "out"))
+    assert f"{tmp_path / 'data'}/{said}" in line
+    assert "Error" not in line
+    assert line.count(": ") >= 3
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "雪下了一夜。\n天亮时停了。\n"])
+def test_a_script_in_which_nobody_speaks_is_one_line(run: Run, tmp_path: Path, content: str) -> None:
+    (tmp_path / "empty.txt").write_text(content, "utf-8")
+    line = one_error(run(*QUICK, "--script", tmp_path / "empty.txt", "--out", tmp_path / "out"))
+    assert "empty.txt" in line
+    assert "the script is empty" in line
+    assert "--script" in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_full_disk_is_noticed_before_training(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1 << 30, 1 << 30, 0))
     assert "free some space" in one_error(run(*QUICK, "--out", tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("limit", [1 << 10, 64 << 10, 1 << 20])
+def test_a_file_size_limit_is_one_line(run: Run, tmp_path: Path, limit: int) -> None:
+    """Hit by the tokenizer's model, by what the tokenizers library writes, and by the weights."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        line = one_error(run("--steps", "1", "--out", tmp_path / "out"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert line.startswith(f"错误 / error: {tmp_path / 'out'}: ")
+    assert "File too large" in line and "free some space" in line
     assert list(tmp_path.iterdir()) == []
 
 

@@ -304,3 +304,34 @@ def test_missing_or_broken_training_file(converted: Path, name: str) -> None:
     (converted / name).unlink()
     with pytest.raises(UserError, match=rf"{name}: .*dialogue_to_jsonl"):
         read(converted)
+
+
+def test_an_empty_val_file_holds_nothing_out(converted: Path) -> None:
+    (converted / "val.jsonl").write_text("", "utf-8")
+    assert len(read(converted).scenes) == 2
+
+
+def test_every_fault_of_a_training_file_is_told(converted: Path) -> None:
+    content = (converted / "train.jsonl").read_text("utf-8")
+    (converted / "train.jsonl").write_text(content + '[]\n{"conversation": [{"input": "a"}]}\n', "utf-8")
+    with pytest.raises(UserError) as error:
+        read(converted)
+    places = [problem.split(": ")[0] for problem in error.value.problems]
+    assert places == [str(converted / "train.jsonl:4"), str(converted / "train.jsonl:5")]
+
+
+def test_a_record_must_say_where_it_comes_from(converted: Path) -> None:
+    content = (converted / "train.jsonl").read_text("utf-8")
+    (converted / "train.jsonl").write_text('\n{"conversation": [{"input": "a", "output": "b"}]}\n' + content, "utf-8")
+    with pytest.raises(UserError) as error:
+        read(converted)
+    assert len(error.value.problems) == 1
+    assert error.value.problems[0].startswith(f"{converted / 'train.jsonl'}:2: [source] ")
+
+
+def test_a_script_in_which_nobody_speaks_is_told_first(converted: Path) -> None:
+    (converted / "other.txt").write_text("", "utf-8")
+    with pytest.raises(UserError) as error:
+        read(converted, "other.txt")
+    assert len(error.value.problems) == 1
+    assert error.value.problems[0].startswith("other.txt (0 ")
