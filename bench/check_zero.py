@@ -71,8 +71,20 @@ def run(recipe: str, stage: str | None, base: Path, folder: Path, log: Path) -> 
     if len(losses) == STEPS and held_out:
         row |= {"first": losses[1], "last": losses[STEPS], "held_out": held_out[-1]}
     if peaks:
-        row["peak_gib"] = round(max(peaks), 2)
+        row |= {"peak_gib": round(max(peaks), 2), "planned_gib": round(planned(recipe, stage, base), 2)}
     return row
+
+
+def planned(recipe: str, stage: str | None, base: Path) -> float:
+    """The peak that tools/plan.py expects, in GiB."""
+    from huanhuan.training.memory import GIB, memory_of
+    from huanhuan.training.plan import shape_in
+    from huanhuan.training.plan_recipe import Recipe, run_of
+    from huanhuan.training.recipe import find_recipe
+
+    overrides = [each for each in OPTIONS if each.startswith("train_dataloader")]
+    run = run_of(Recipe.read(find_recipe(recipe), overrides), shape_in(base), deepspeed=stage)
+    return memory_of(run).peak / GIB
 
 
 def agrees(row: dict[str, object], plain: dict[str, object]) -> bool:
@@ -87,7 +99,8 @@ def agrees(row: dict[str, object], plain: dict[str, object]) -> bool:
 @click.option("--base", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the logs and zero.json.")
 @click.option("--recipe", "recipes", multiple=True, default=("huanhuan_full", "huanhuan_lora"), show_default=True)
-def main(base: Path, out: Path, recipes: tuple[str, ...]) -> None:
+@click.option("--stage", "stages", multiple=True, default=STAGES[1:], show_default=True)
+def main(base: Path, out: Path, recipes: tuple[str, ...], stages: tuple[str, ...]) -> None:
     """Run every stage of both recipes and compare."""
     from bench.train import write_dialogues
 
@@ -98,7 +111,7 @@ def main(base: Path, out: Path, recipes: tuple[str, ...]) -> None:
     rows, wrong = [], 0
     for recipe in recipes:
         plain: dict[str, object] = {}
-        for stage in STAGES:
+        for stage in (None, *stages):
             row = run(recipe, stage, base.resolve(), folder, out / f"zero-{recipe}-{stage}.log")
             plain = plain or row
             row["agrees"] = agrees(row, plain)

@@ -3,16 +3,20 @@
     make base
     python bench/fp8_curve.py --base models/tiny-internlm2 [--steps 200] [--out bench/results]
 
-For each seed (the adapter's first weights and the order of the dialogues) one run over bfloat16 and one over FP8,
-both computed as the recipes do. Curves are means of 20 steps. The FP8 curve of each seed must leave the band of
-the bfloat16 seeds, at any point, by no more than the band's own mean width. Exit code 1 if it does not.
+A seed decides the adapter's first weights and the order of the dialogues. Three seeds run over bfloat16 and over FP8,
+whose layers are those of the recipes (no compiling, attention through varlen; the rate and the adapter on the head are
+the demo's). Curves are means of 20 steps. The band is what the three bfloat16 seeds span at each point. The mean FP8 curve must lie in
+it everywhere, within TOLERANCE of its edge. Of single runs about half of the points lie outside of what three others
+span, whatever they are: three more bfloat16 seeds say how many. Exit code 1 if the mean does not lie in the band.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,9 @@ import click
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-WINDOW = 20
+WINDOW, SEEDS = 20, 3
+# Of the loss: late in the run the three seeds differ by less than one of them does from step to step.
+TOLERANCE = 0.03
 
 
 def curve(base: Path, data: Path, steps: int, seed: int, fp8: bool) -> list[float]:
@@ -76,41 +82,44 @@ def smooth(losses: list[float]) -> list[float]:
     return [sum(losses[at : at + WINDOW]) / WINDOW for at in range(0, len(losses) - WINDOW + 1, WINDOW)]
 
 
+def outside(run: list[float], band: list[tuple[float, ...]]) -> list[float]:
+    """How far each point of a curve lies outside of the band, in shares of the loss there."""
+    return [max(min(point) - value, value - max(point), 0.0) / value for value, point in zip(run, band, strict=True)]
+
+
 @click.command()
 @click.option("--base", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--data", type=click.Path(path_type=Path, exists=True), default=ROOT / "data/huanhuan/train.jsonl")
 @click.option("--steps", type=int, default=200, show_default=True)
-@click.option("--seeds", type=int, default=3, show_default=True)
+@click.option("--jobs", type=int, default=3, show_default=True, help="Runs at a time.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for fp8_curve.json.")
-def main(base: Path, data: Path, steps: int, seeds: int, out: Path) -> None:
-    """Train twice with each seed and compare."""
+def main(base: Path, data: Path, steps: int, jobs: int, out: Path) -> None:
+    """Train with every seed and compare."""
     out.mkdir(parents=True, exist_ok=True)
-    curves: dict[str, list[list[float]]] = {"bf16": [], "fp8": []}
-    for seed in range(seeds):
-        for kind, runs in curves.items():
-            runs.append(curve(base, data, steps, seed, kind == "fp8"))
-            print(f"{kind} seed {seed}: " + " ".join(f"{each:.3f}" for each in smooth(runs[-1])), flush=True)
-    (out / "fp8_curve.json").write_text(json.dumps(curves))
-    band = list(zip(*map(smooth, curves["bf16"]), strict=True))
-    width = sum(max(point) - min(point) for point in band) / len(band)
-    outside = [
-        max(min(point) - value, value - max(point), 0.0)
-        for run in curves["fp8"]
-        for value, point in zip(smooth(run), band, strict=True)
-    ]
-    pairs = [
-        abs(a - b)
-        for fp8, bf16 in zip(curves["fp8"], curves["bf16"], strict=True)
-        for a, b in zip(smooth(fp8), smooth(bf16), strict=True)
-    ]
-    first = [abs(a[0] / b[0] - 1) for a, b in zip(curves["fp8"], curves["bf16"], strict=True)]
+    wanted = [("bf16", seed) for seed in range(2 * SEEDS)] + [("fp8", seed) for seed in range(SEEDS)]
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        running = {(kind, seed): pool.submit(curve, base, data, steps, seed, kind == "fp8") for kind, seed in wanted}
+        curves = {key: future.result() for key, future in running.items()}
+    (out / "fp8_curve.json").write_text(json.dumps({f"{kind} {seed}": each for (kind, seed), each in curves.items()}))
+    smoothed = {key: smooth(each) for key, each in curves.items()}
+    for (kind, seed), each in smoothed.items():
+        print(f"{kind} seed {seed}: " + " ".join(f"{value:.3f}" for value in each), flush=True)
+    band = list(zip(*(smoothed["bf16", seed] for seed in range(SEEDS)), strict=True))
+    mean = [sum(point) / SEEDS for point in zip(*(smoothed["fp8", seed] for seed in range(SEEDS)), strict=True)]
+    print("fp8 mean:    " + " ".join(f"{value:.3f}" for value in mean))
+
+    def inside(kind: str, seeds: range) -> str:
+        points = [each for seed in seeds for each in outside(smoothed[kind, seed], band)]
+        return f"{sum(each == 0 for each in points)}/{len(points)}"
+
+    first = [abs(curves["fp8", seed][0] / curves["bf16", seed][0] - 1) for seed in range(SEEDS)]
+    farthest = max(outside(mean, band))
     result = {
-        "band_mean_width": round(width, 4),
-        "points_inside": f"{sum(each == 0 for each in outside)}/{len(outside)}",
-        "largest_outside": round(max(outside), 4),
-        "same_seed_mean_difference": round(sum(pairs) / len(pairs), 4),
-        "first_step_difference": f"{max(first):.2e}",
-        "ok": max(outside) <= width,
+        "mean_farthest_outside": f"{farthest:.1%}",
+        "single_fp8_runs_inside": inside("fp8", range(SEEDS)),
+        "other_bf16_runs_inside": inside("bf16", range(SEEDS, 2 * SEEDS)),
+        "first_step_difference": f"{max(first):.1e}",
+        "ok": farthest <= TOLERANCE,
     }
     print(json.dumps(result))
     sys.exit(0 if result["ok"] else 1)

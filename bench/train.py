@@ -1,7 +1,8 @@
 """Training speed of the recipes on one GPU, each through XTuner's own train script, the original recipe included.
 
     python bench/random_base.py /somewhere/base
-    python bench/train.py --base /somewhere/base [--steps 40] [--out bench/results] [VARIANT ...]
+    python bench/random_base.py /somewhere/small --shape 1.8b      # for the variants that end in -1.8b
+    python bench/train.py --base /somewhere/base [--small-base /somewhere/small] --out WORK [VARIANT ...]
 
 Every variant trains on the same dialogues of 40 to 400 tokens; tokens per second count no padding and are the
 median of the log lines after the first third. Share of peak: 4N FLOPs a token for LoRA and QLoRA, 6N for full
@@ -17,15 +18,16 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 PEAK = 790e12
-PARAMETERS = 7.36e9
+PARAMETERS, SMALL_PARAMETERS = 7.36e9, 1.70e9
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Variant:
     steps_factor: float = 1.0
     limit_gib: float | None = None
     """What the run may allocate on the card: more ends it."""
-    environment: dict[str, str] = field(default_factory=dict)
+    small: bool = False
+    """Whether it trains InternLM2-1.8B."""
 
 
 def packed(tokens: int) -> tuple[str, ...]:
@@ -77,6 +80,9 @@ VARIANTS = {
     "lora-fp8-16k": Variant("configs/huanhuan_lora_fp8.py", packed(16384), steps_factor=0.6),
     "full": Variant("configs/huanhuan_full.py", flops=6),
     "full-2": Variant("configs/huanhuan_full.py", ("optim_wrapper.accumulative_counts=2",), flops=6),
+    "lora-transformers": Variant("configs/huanhuan_lora_transformers.py"),
+    "qlora-1.8b": Variant("configs/huanhuan_qlora_1_8b.py", small=True),
+    "full-1.8b": Variant("configs/huanhuan_full_1_8b.py", flops=6, small=True),
     "full-16k": Variant("configs/huanhuan_full.py", packed(16384), flops=6, steps_factor=0.6),
 }
 
@@ -111,6 +117,50 @@ def write_dialogues(path: Path, base: Path, count: int = 2400) -> float:
     return supervised / tokens
 
 
+def options_of(name: str, folder: Path, steps: int) -> list[str]:
+    """Overrides of every recipe: so many steps over the dialogues of ``folder``, nothing saved, nobody asked."""
+    if name == "lora-transformers":
+        return [
+            f"train_dataset.path={folder / 'train.jsonl'}",
+            f"training_args.max_steps={steps}",
+            f"training_args.held_out={folder / 'val.jsonl'}",
+            "training_args.validations=1",
+            "training_args.logging_steps=4",
+            "training_args.log_lines=1",
+            "training_args.persona=None",
+            "training_args.load_best_model_at_end=False",
+            "training_args.save_strategy=no",
+        ]
+    options = [
+        f"train_cfg.max_iters={steps}",
+        "default_hooks.checkpoint.interval=1000000",
+        "default_hooks.checkpoint.save_last=False",
+        "default_hooks.checkpoint.save_best=None",
+        "default_hooks.logger.interval=4",
+    ]
+    if name == "original":
+        return [*options, f"train_dataloader.dataset.dataset.data_files.train={folder / 'train.jsonl'}"]
+    return [
+        *options,
+        "train_cfg.max_epochs=None",
+        "train_cfg.validations=1",
+        "train_cfg.log_lines=1",  # as a long run logs: every look at the card costs time
+        f"train_dataloader.dataset.path={folder / 'train.jsonl'}",
+        f"val_dataloader.dataset.path={folder / 'val.jsonl'}",
+        "custom_hooks.0.starters=0",
+        "custom_hooks.2.interval=4",
+    ]
+
+
+def logged(work: Path) -> list[dict[str, Any]]:
+    """What a run logged, of mmengine or of Transformers' Trainer."""
+    scalars = sorted(work.glob("*/vis_data/scalars.json"))
+    if scalars:
+        return [json.loads(line) for line in scalars[-1].read_text().splitlines()]
+    state = work / "trainer_state.json"
+    return json.loads(state.read_text())["log_history"] if state.is_file() else []
+
+
 def run(
     name: str, variant: Variant, base: Path, folder: Path, steps: int, log: Path, limit: int = 400
 ) -> dict[str, object]:
@@ -118,31 +168,14 @@ def run(
     import os
 
     steps = max(20, int(steps * variant.steps_factor))
-    options = [
-        f"train_cfg.max_iters={steps}",
-        "default_hooks.checkpoint.interval=1000000",
-        "default_hooks.logger.interval=4",
-    ]
-    if name == "original":
-        options += [f"train_dataloader.dataset.dataset.data_files.train={folder / 'train.jsonl'}"]
-    else:
-        options += [
-            "train_cfg.max_epochs=None",
-            "train_cfg.validations=1",
-            "train_cfg.log_lines=1",  # as a long run logs: every look at the card costs time
-            f"train_dataloader.dataset.path={folder / 'train.jsonl'}",
-            f"val_dataloader.dataset.path={folder / 'val.jsonl'}",
-            "custom_hooks.0.starters=0",
-            "custom_hooks.2.interval=4",
-        ]
-    options += ["default_hooks.checkpoint.save_last=False", "default_hooks.checkpoint.save_best=None", *variant.options]
+    options = [*options_of(name, folder, steps), *variant.options]
     work = folder / name
     command = [sys.executable, "-m", "huanhuan.training.run_xtuner"]
     if variant.limit_gib:
         command = [sys.executable, "-c", LIMITED.format(limit=variant.limit_gib)]
     command += [str(ROOT / variant.recipe), "--work-dir", str(work), "--cfg-options", *options]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = os.environ | {"HUANHUAN_BASE": str(base), "PYTHONPATH": path} | variant.environment
+    environment = os.environ | {"HUANHUAN_BASE": str(base), "PYTHONPATH": path}
     started = time.time()
     with log.open("w") as output:
         try:
@@ -158,11 +191,7 @@ def run(
         except subprocess.TimeoutExpired:
             code = -1
     row: dict[str, object] = {"variant": name, "exit": code, "wall_s": round(time.time() - started)}
-    scalars = sorted(work.glob("*/vis_data/scalars.json"))
-    if not scalars:
-        return row
-    lines = [json.loads(line) for line in scalars[-1].read_text().splitlines()]
-    lines = [line for line in lines if "loss" in line]
+    lines = [line for line in logged(work) if "loss" in line]
     timed = lines[len(lines) // 3 :]
     if not timed:
         return row
@@ -170,7 +199,7 @@ def run(
     rate = statistics.median(rates)
     row |= {
         "tok_s": round(rate),
-        "of_peak": f"{variant.flops * PARAMETERS * rate / PEAK:.0%}",
+        "of_peak": f"{variant.flops * (SMALL_PARAMETERS if variant.small else PARAMETERS) * rate / PEAK:.0%}",
         "peak_gib": round(max(line.get("peak_gib", line.get("memory", 0) / 1024) for line in lines), 1),
         "first_loss": lines[0]["loss"],
         "last_loss": lines[-1]["loss"],
@@ -181,12 +210,21 @@ def run(
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--base", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--small-base", type=click.Path(path_type=Path, exists=True), help="Of the shape of InternLM2-1.8B.")
 @click.option("--steps", type=int, default=40, show_default=True)
 @click.option("--limit", type=int, default=400, show_default=True, help="Seconds a variant may take.")
 @click.option("--option", "extra", multiple=True, help="KEY=VALUE for every recipe but the original.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the logs and train.json.")
-def main(names: tuple[str, ...], base: Path, steps: int, limit: int, extra: tuple[str, ...], out: Path) -> None:
-    """Measure the VARIANTs (default: all) and print a table."""
+def main(
+    names: tuple[str, ...],
+    base: Path,
+    small_base: Path | None,
+    steps: int,
+    limit: int,
+    extra: tuple[str, ...],
+    out: Path,
+) -> None:
+    """Measure the VARIANTs (default: all whose base is given) and print a table. Exit code 1 if one failed."""
     import tempfile
 
     out.mkdir(parents=True, exist_ok=True)
@@ -195,13 +233,17 @@ def main(names: tuple[str, ...], base: Path, steps: int, limit: int, extra: tupl
     write_dialogues(folder / "val.jsonl", base, 40)
     print(f"supervised share of the tokens: {share:.1%}", flush=True)
     rows = []
-    for name in names or VARIANTS:
+    for name in names or (each for each, variant in VARIANTS.items() if small_base or not variant.small):
         variant = VARIANTS[name]
+        weights = small_base if variant.small else base
+        if weights is None:
+            raise click.UsageError(f"{name}: --small-base is needed")
         if name != "original":
             variant = dataclasses.replace(variant, options=(*variant.options, *extra))
-        rows.append(run(name, variant, base.resolve(), folder, steps, out / f"{name}.log", limit))
+        rows.append(run(name, variant, weights.resolve(), folder, steps, out / f"{name}.log", limit))
         print(json.dumps(rows[-1]), flush=True)
         (out / "train.json").write_text(json.dumps(rows, indent=1))
+    sys.exit(any("tok_s" not in row for row in rows))
 
 
 if __name__ == "__main__":
