@@ -211,19 +211,23 @@ def compare(ours: Path, theirs: Path) -> tuple[float, float]:
 @click.option("--rank", default=64, show_default=True, help="LoRA rank.")
 @click.option("--work", required=True, help="工作目录，用后可删 / folder for everything; may be deleted afterwards.")
 @click.option(
+    "--base", "given", help="已有的同形状底模 / a base of that shape (bench/random_base.py) instead of a new one."
+)
+@click.option(
     "--device", default="cpu", show_default=True, help="xtuner convert merge 用的设备 / device XTuner merges on."
 )
 @click.option("--only", type=click.Choice(["ours", "xtuner"]), help="只测一个 / measure one of the two.")
-def main(layers: int, rank: int, work: str, device: str, only: str | None) -> None:
+def main(layers: int, rank: int, work: str, given: str | None, device: str, only: str | None) -> None:
     """比较两种合并的时间与内存峰值 / compare time and peak memory of the two ways to merge."""
     folder = Path(work)
-    base, checkpoint, recipe = folder / "base", folder / "iter_1.pth", folder / "bench_lora.py"
+    base = Path(given) if given else folder / "base"
+    checkpoint, recipe = folder / "iter_1.pth", folder / "bench_lora.py"
     folder.mkdir(parents=True, exist_ok=True)
-    if not (base / "model.safetensors.index.json").is_file():
+    if not given and not (base / "model.safetensors.index.json").is_file():
         shutil.rmtree(base, ignore_errors=True)
         build_base(base, layers)
-        build_checkpoint(checkpoint, layers, rank)
-        recipe.write_text(RECIPE.format(rank=rank, alpha=2 * rank), "utf-8")
+    build_checkpoint(checkpoint, layers, rank)
+    recipe.write_text(RECIPE.format(rank=rank, alpha=2 * rank), "utf-8")
     weights = sum(byte_size(each.shape, each.dtype) for each in read_weights(base).tensors.values())
     click.echo(f"{layers} layers, {weights / 2e9:.2f} B parameters, {weights / 2**30:.1f} GiB, LoRA rank {rank}")
     merge = [
