@@ -35,6 +35,8 @@ LOSS_ROWS = 2048
 # DeepSpeed: elements of a reduce bucket, and of gathered weights that stage 3 keeps alive.
 REDUCE_BUCKET = 500_000_000
 LIVE_PARAMETERS = 1_000_000_000
+# Weights that CompensatedAdamW8bit updates at a time (huanhuan.training.optimizer.PART).
+OPTIMISER_PART = 2**29
 
 
 @dataclass(frozen=True)
@@ -183,9 +185,10 @@ def memory_of(run: Run) -> Memory:
         # DeepSpeed trains in the model's 16 bits and keeps a float32 copy in the optimiser.
         gradients = float(trained * run.dtype_bytes)
         states = (states + _float32_copy(run, trained)) / run.gpus
-        step /= run.gpus
-        # Two, because communication overlaps with the backward pass.
-        buffers = 2.0 * min(REDUCE_BUCKET, trained) * run.dtype_bytes
+        # A float32 copy of the gradients comes before the step.
+        step = step / run.gpus + trained * 4.0 / run.gpus
+        # Two, because communication overlaps with the backward pass; of their full size however little is trained.
+        buffers = 2.0 * REDUCE_BUCKET * run.dtype_bytes
     elif run.gpus > 1:
         # DistributedDataParallel reduces gradients in buckets as large as they are.
         buffers = gradients
@@ -255,8 +258,11 @@ def _optimiser(run: Run, trained: int, width: int) -> tuple[float, float]:
     if run.optimiser == "paged_adamw8bit":
         # In managed memory, which the driver moves to the host when the card is full.
         return 0.0, 0.0
-    # The remainder of each weight.
-    return eight_bits + (0 if run.zero else trained * width), 0.0
+    # The remainder of each weight, and both moments of the largest one in float32; under ZeRO all weights of a
+    # process are one, which is updated part by part.
+    largest = max(inputs * outputs for inputs, outputs in run.shape.linears.values())
+    part = min(trained, OPTIMISER_PART * run.gpus) if run.zero else largest
+    return eight_bits + (0 if run.zero else trained * width), part * 8.0
 
 
 def _activations(run: Run) -> float:

@@ -9,9 +9,13 @@ from typing import Any
 import torch
 from bitsandbytes.optim import AdamW8bit
 from torch import Tensor
+from torch.nn import functional as F
 
 # Values that share a scale in bitsandbytes' 8-bit states.
 BLOCK = 256
+# Weights that are updated at a time: both moments of them are in float32 then. More than any layer has; DeepSpeed
+# hands over all weights of a process as one, and bitsandbytes' own kernel counts them in 32 bits.
+PART = 2**29
 
 
 class CompensatedAdamW8bit(AdamW8bit):
@@ -24,8 +28,7 @@ class CompensatedAdamW8bit(AdamW8bit):
 
     The states are bitsandbytes' own (Dettmers et al., arXiv:2110.02861), but the whole step of a weight is one
     compiled kernel that reads and writes every number once: bitsandbytes' own kernel, which knows no remainder
-    and so needs a pass before and one after it, takes several times as long. Weights in float32 are updated by
-    bitsandbytes.
+    and so needs a pass before and one after it, takes several times as long. Weights in float32 need no remainder.
     """
 
     @torch.no_grad()
@@ -50,50 +53,48 @@ class CompensatedAdamW8bit(AdamW8bit):
 
     @torch.no_grad()
     def update_step(self, group: dict[str, Any], p: Any, gindex: int, pindex: int) -> None:
-        """One step of one parameter; ``state["remainder"]`` has its shape and dtype."""
+        """One step of one parameter; ``state["remainder"]`` of one in 16 bits has its shape and dtype."""
         state = self.state[p]
-        if p.dtype == torch.float32:
-            super().update_step(group, p, gindex, pindex)
-            return
-        if "remainder" not in state:
+        if p.dtype != torch.float32 and "remainder" not in state:
             state["remainder"] = torch.zeros_like(p.data)
-        if state["state1"].dtype != torch.uint8 or p.numel() % BLOCK:
-            # Few weights: their states are in float32, or the last block is not full.
+        if state["state1"].dtype != torch.uint8:
+            # So few weights that bitsandbytes keeps their states in float32.
             self._update_apart(group, p, gindex, pindex)
             return
+        p.data = p.data.contiguous()
         config = self.get_config(gindex, pindex, group)
         state["step"] += 1
         beta1, beta2 = config["betas"][:2]
         correction1, correction2 = 1 - beta1 ** state["step"], (1 - beta2 ** state["step"]) ** 0.5
-        # Tensors, because a compiled kernel would be compiled anew for every other number.
-        rate = torch.tensor(config["lr"] * correction2 / correction1)
-        eps = torch.tensor(config["eps"] * correction2)
-        decay = torch.tensor(1 - config["lr"] * config["weight_decay"])
-        # As blocks, so that one compiled kernel serves weights of every shape.
-        weights, remainder, gradient, codes1, codes2 = (
-            each.contiguous().view(-1, BLOCK)
-            for each in (p.data, state["remainder"], p.grad, state["state1"], state["state2"])
+        step = functools.partial(
+            _compiled(_fused_step) if p.device.type == "cuda" else _fused_step,
+            map1=state["qmap1"],
+            map2=state["qmap2"],
+            # Tensors, because a compiled kernel would be compiled anew for every other number.
+            rate=torch.tensor(config["lr"] * correction2 / correction1),
+            eps=torch.tensor(config["eps"] * correction2),
+            decay=torch.tensor(1 - config["lr"] * config["weight_decay"]),
+            beta1=beta1,
+            beta2=beta2,
         )
-        step = _compiled(_fused_step) if p.device.type == "cuda" else _fused_step
-        step(
-            weights,
-            remainder,
-            gradient,
-            codes1,
-            codes2,
-            state["absmax1"],
-            state["absmax2"],
-            state["qmap1"],
-            state["qmap2"],
-            rate,
-            eps,
-            decay,
-            beta1,
-            beta2,
-        )
+        values = {
+            "weights": p.data,
+            "remainder": state.get("remainder"),
+            "gradient": p.grad.contiguous(),
+            "codes1": state["state1"],
+            "codes2": state["state2"],
+        }
+        flat = {name: each if each is None else each.view(-1) for name, each in values.items()}
+        for start in range(0, p.numel(), PART):
+            part = {name: each if each is None else each[start : start + PART] for name, each in flat.items()}
+            blocks = slice(start // BLOCK, (start + PART) // BLOCK)
+            _in_blocks(step, part, {name: state[name][blocks] for name in ("absmax1", "absmax2")})
 
     def _update_apart(self, group: dict[str, Any], p: Any, gindex: int, pindex: int) -> None:
         """The same by bitsandbytes' own step on the float32 sum of weight and remainder."""
+        if p.dtype == torch.float32:
+            super().update_step(group, p, gindex, pindex)
+            return
         weights, gradient, remainder = p.data, p.grad, self.state[p]["remainder"]
         p.grad = None
         p.data, p.grad = weights.float() + remainder.float(), gradient.float()
@@ -103,9 +104,38 @@ class CompensatedAdamW8bit(AdamW8bit):
         p.data, p.grad = weights, gradient
 
 
+def _in_blocks(step: Callable[..., None], values: dict[str, Tensor | None], scales: dict[str, Tensor]) -> None:
+    """Call ``step`` on flat ``values`` as blocks, so that one compiled kernel serves weights of every shape.
+
+    A last block that is not full is filled up with zeros and copied back.
+    """
+    length = next(len(each) for each in values.values() if each is not None)
+    whole, count = length - length % BLOCK, length // BLOCK
+
+    def blocks(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value[:whole].view(-1, BLOCK)
+
+    if whole:
+        step(
+            **{name: blocks(each) for name, each in values.items()},
+            **{name: each[:count] for name, each in scales.items()},
+        )
+    if whole == length:
+        return
+    ends = {name: None if each is None else each[whole:] for name, each in values.items()}
+    padded = {
+        name: None if end is None else F.pad(end, (0, BLOCK - len(end))).view(1, BLOCK) for name, end in ends.items()
+    }
+    step(**padded, **{name: each[count:] for name, each in scales.items()})
+    for name, end in ends.items():
+        filled = padded[name]
+        if end is not None and filled is not None:
+            end.copy_(filled.view(-1)[: len(end)])
+
+
 def _fused_step(
     weights: Tensor,
-    remainder: Tensor,
+    remainder: Tensor | None,
     gradient: Tensor,
     codes1: Tensor,
     codes2: Tensor,
@@ -119,7 +149,7 @@ def _fused_step(
     beta1: float,
     beta2: float,
 ) -> None:
-    """AdamW on blocks ``(blocks, 256)``, in place: weights and remainders in 16 bits, states as 8-bit codes.
+    """AdamW on blocks ``(blocks, 256)``, in place: weights and remainders in 16 bits, or weights in 32; 8-bit codes.
 
     ``absmax`` ``(blocks,)`` scales the values ``map`` ``(256,)`` of the codes; ``rate`` and ``eps`` hold the bias
     corrections already.
@@ -127,8 +157,12 @@ def _fused_step(
     wide = gradient.float()
     first = map1[codes1.int()] * absmax1[:, None] * beta1 + wide * (1 - beta1)
     second = map2[codes2.int()] * absmax2[:, None] * beta2 + wide * wide * (1 - beta2)
-    joined = (weights.float() + remainder.float() - rate * first / (second.sqrt() + eps)) * decay
-    _split(joined, weights, remainder)
+    joined = weights.float() if remainder is None else weights.float() + remainder.float()
+    joined = (joined - rate * first / (second.sqrt() + eps)) * decay
+    if remainder is None:
+        weights.copy_(joined)
+    else:
+        _split(joined, weights, remainder)
     for moments, codes, absmax, signed in ((first, codes1, absmax1, True), (second, codes2, absmax2, False)):
         largest = moments.abs().amax(dim=1)
         absmax.copy_(largest)

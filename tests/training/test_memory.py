@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,38 @@ MEASURED = [
 
 # The recipes themselves through XTuner's train script, by bench/train.py: 48.9 % of the tokens supervised.
 MEASURED_RECIPES = {
-    "huanhuan_qlora": 10.14,
-    "huanhuan_qlora_fast": 44.27,
-    "huanhuan_lora": 53.92,
-    "huanhuan_lora_fp8": 53.97,
-    "huanhuan_full": 81.53,
+    "huanhuan_qlora": 10.1,
+    "huanhuan_qlora_fast": 44.3,
+    "huanhuan_qlora_fp8": 44.7,
+    "huanhuan_lora": 53.9,
+    "huanhuan_lora_fp8": 54.0,
+    "huanhuan_lora_transformers": 53.9,
+    "huanhuan_full": 81.5,
+    "huanhuan_qlora_1_8b": 3.9,
+    "huanhuan_full_1_8b": 15.6,
+}
+# bench/check_zero.py: InternLM2-7B cut to four layers, packs of 2,048, one GPU.
+MEASURED_FOUR_LAYERS = {
+    ("huanhuan_full", None): 15.09,
+    ("huanhuan_full", "deepspeed_zero2"): 24.41,
+    ("huanhuan_lora", None): 4.75,
+    ("huanhuan_lora", "deepspeed_zero2"): 6.20,
 }
 
 
 @pytest.mark.parametrize(("name", "measured"), MEASURED_RECIPES.items())
 def test_peak_of_a_recipe_is_within_15_percent_of_what_was_measured(name: str, measured: float) -> None:
-    run = run_of(Recipe.read(find_recipe(name)), SHAPES["7b"]).changed(supervised=0.489)
+    shape = SHAPES["1.8b" if name.endswith("1_8b") else "7b"]
+    run = run_of(Recipe.read(find_recipe(name)), shape).changed(supervised=0.489)
     assert memory_of(run).peak / GIB == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize(("name", "stage"), MEASURED_FOUR_LAYERS)
+def test_so_is_the_peak_under_zero(name: str, stage: str | None) -> None:
+    overrides = ["train_dataloader.dataset.pack_length=2048", "train_dataloader.collate_fn.pad_to=2048"]
+    shape = replace(SHAPES["7b"], layers=4)
+    run = run_of(Recipe.read(find_recipe(name), overrides), shape, deepspeed=stage).changed(supervised=0.489)
+    assert memory_of(run).peak / GIB == pytest.approx(MEASURED_FOUR_LAYERS[name, stage], rel=0.15)
 
 
 def test_a_budget_does_not_bring_compiled_layers_into_16_gib() -> None:

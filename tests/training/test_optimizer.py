@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
+from huanhuan.training import optimizer
 from huanhuan.training.optimizer import BLOCK, CompensatedAdamW8bit, _fused_step, dynamic_code
 
 STEPS = 60
@@ -74,11 +75,23 @@ def test_without_it_most_of_the_way_is_lost() -> None:
     assert off(rounded.float(), wide, before) > 0.3
 
 
-def test_float32_weights_are_bitsandbytes_own() -> None:
-    _, wide, _ = train(AdamW8bit, torch.float32)
-    _, own, optimiser = train(CompensatedAdamW8bit, torch.float32)
-    assert torch.equal(own, wide)
+@pytest.mark.parametrize("shape", [(64, 128), (5, 1000), (3, 100)])
+def test_float32_weights_have_no_remainder(shape: tuple[int, int]) -> None:
+    before, exact, _ = train(torch.optim.AdamW, torch.float32, shape)
+    _, own, optimiser = train(CompensatedAdamW8bit, torch.float32, shape)
+    assert off(own, exact, before) < 0.02
     assert all("remainder" not in state for state in optimiser.state.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_weights_are_updated_part_by_part(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, whole, once = train(CompensatedAdamW8bit, dtype, (5, 1000))
+    monkeypatch.setattr(optimizer, "PART", 3 * BLOCK)
+    _, parted, by_parts = train(CompensatedAdamW8bit, dtype, (5, 1000))
+    assert torch.equal(whole, parted)
+    (first,), (second,) = once.state.values(), by_parts.state.values()
+    for name in ("state1", "state2", "absmax1", "absmax2"):
+        assert torch.equal(first[name], second[name])
 
 
 def states(seed: int, blocks: int = 3) -> dict[str, Tensor]:
