@@ -4,7 +4,7 @@
     NPROC_PER_NODE=8 xtuner train configs/huanhuan_full.py --deepspeed deepspeed_zero3
     python tools/merge_hf.py configs/huanhuan_full.py --out models/huanhuan
 
-Peak 81.5 GiB; 9,100 tokens/s on an H200, a million tokens in 110 s (measured, configs/README.md). On 80 GB add
+Peak 81.5 GiB; 11,600 tokens/s on an H200, a million tokens in 86 s (measured, configs/README.md). On 80 GB add
 `--cfg-options model.use_activation_checkpointing=True model.kernels=liger`.
 """
 

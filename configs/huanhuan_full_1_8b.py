@@ -3,7 +3,7 @@
     xtuner train configs/huanhuan_full_1_8b.py
     python tools/merge_hf.py configs/huanhuan_full_1_8b.py --out models/huanhuan
 
-Peak 15.5 GiB: by formula, not measured. `python tools/plan.py huanhuan_full_1_8b` says what to expect on your card.
+Peak 15.6 GiB; 36,500 tokens/s on an H200, a million tokens in 27 s (measured, configs/README.md).
 """
 
 from mmengine.config import read_base

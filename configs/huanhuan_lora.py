@@ -3,7 +3,7 @@
     xtuner train configs/huanhuan_lora.py
     python tools/merge_hf.py configs/huanhuan_lora.py --out models/huanhuan
 
-Peak 53.9 GiB; 17,300 tokens/s on an H200, a million tokens in 58 s (measured, configs/README.md).
+Peak 53.9 GiB; 18,000 tokens/s on an H200, a million tokens in 56 s (measured, configs/README.md).
 """
 
 from mmengine.config import read_base

@@ -6,7 +6,7 @@
 
 Held-out loss, sampled replies and speed are logged as there. At the end the work dir holds the adapter with the
 lowest held-out loss, which is what merge_hf.py takes; checkpoint-* are the best one and the last.
-Hardware, memory and time as huanhuan_lora; see configs/README.md.
+One GPU with 80 GB. Peak 53.9 GiB; 17,200 tokens/s on an H200, a million tokens in 58 s (measured, configs/README.md).
 """
 
 from mmengine.config import read_base

@@ -3,7 +3,7 @@
     xtuner train configs/huanhuan_qlora.py
     python tools/merge_hf.py configs/huanhuan_qlora.py --out models/huanhuan
 
-Peak 10.1 GiB; 12,100 tokens/s on an H200, a million tokens in 83 s (measured, configs/README.md). On a card with
+Peak 10.1 GiB; 12,400 tokens/s on an H200, a million tokens in 81 s (measured, configs/README.md). On a card with
 48 GB train 1.4 times as fast with configs/huanhuan_qlora_fast.py.
 """
 

@@ -3,8 +3,7 @@
     xtuner train configs/huanhuan_qlora_1_8b.py
     python tools/merge_hf.py configs/huanhuan_qlora_1_8b.py --out models/huanhuan
 
-Peak 4.0 GiB, 5.1 with the runtime: by formula, not measured. `python tools/plan.py huanhuan_qlora_1_8b` says what to
-expect on your card.
+Peak 3.9 GiB; 24,600 tokens/s on an H200, a million tokens in 41 s (measured, configs/README.md).
 """
 
 from mmengine.config import read_base

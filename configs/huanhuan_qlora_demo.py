@@ -1,7 +1,7 @@
-"""The embedded base (models/tiny-internlm2, made by `make base`), QLoRA. Two CPU cores, three minutes.
+"""The embedded base (models/tiny-internlm2, made by `make base`), QLoRA. Two CPU cores, 2 GB of memory, two minutes.
 
-xtuner train configs/huanhuan_qlora_demo.py
-python tools/merge_hf.py configs/huanhuan_qlora_demo.py --out models/huanhuan-demo
+    xtuner train configs/huanhuan_qlora_demo.py
+    python tools/merge_hf.py configs/huanhuan_qlora_demo.py --out models/huanhuan-demo
 """
 
 from mmengine.config import read_base

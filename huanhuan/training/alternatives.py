@@ -120,10 +120,8 @@ def _other_recipes(plan: Plan, recipes: list[Recipe]) -> list[Alternative]:
 
 def _same_data(recipe: Recipe, other: Recipe) -> list[str]:
     """Overrides that make ``other`` train the character of ``recipe``."""
-    wanted = {f"{other.dataset_key}.path": recipe.data_file, "persona": recipe.values.get("persona")}
-    if not other.through_trainer:
-        held_out = "val_dataloader.dataset.path"
-        wanted[held_out] = value_at(recipe.values, held_out)
+    wanted = {f"{other.dataset_key}.path": recipe.data_file, other.held_out_key: recipe.held_out_file}
+    wanted |= dict.fromkeys(other.persona_keys, recipe.values.get("persona"))
     return [f"{key}={value}" for key, value in wanted.items() if value and value_at(other.values, key) != value]
 
 

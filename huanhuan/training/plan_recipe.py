@@ -101,6 +101,16 @@ class Recipe:
         )
 
     @property
+    def held_out_key(self) -> str:
+        """Where the recipe names the file of the held-out replies."""
+        return "training_args.held_out" if self.through_trainer else "val_dataloader.dataset.path"
+
+    @property
+    def persona_keys(self) -> tuple[str, ...]:
+        """Where the recipe names the persona's card."""
+        return ("persona", "training_args.persona") if self.through_trainer else ("persona",)
+
+    @property
     def dataset(self) -> Mapping[str, Any]:
         """Settings of the training data."""
         return value_at(self.values, self.dataset_key) or {}
@@ -161,12 +171,15 @@ class Recipe:
     @property
     def held_out_file(self) -> str | None:
         """The file of the held-out replies, None if none are looked at."""
-        return None if self.through_trainer else value_at(self.values, "val_dataloader.dataset.path")
+        return value_at(self.values, self.held_out_key)
 
     @property
     def replies(self) -> Mapping[str, Any] | None:
         """The settings of sampled replies, None if none are sampled."""
-        hooks = [] if self.through_trainer else self.values.get("custom_hooks") or []
+        if self.through_trainer:
+            # With the hook's own defaults.
+            return {} if self.trainer.get("persona") else None
+        hooks = self.values.get("custom_hooks") or []
         return next((each for each in hooks if str(each.get("type", "")).endswith("SampleRepliesHook")), None)
 
     def contradictions(self) -> Iterator[str]:
@@ -188,7 +201,8 @@ class Recipe:
         batches = -(-packs // (self.batch_size * gpus))
         if self.through_trainer:
             steps, passes = trainer_passes(batches, self.accumulation, self.trainer)
-            return Length(steps, passes, passes / batches, 0)
+            validations = -(-steps // -(-steps // int(self.trainer.get("validations", 6)))) if self.held_out_file else 0
+            return Length(steps, passes, passes / batches, validations)
         settings = self.values.get("train_cfg") or {}
         passes = loop_passes(batches, self.accumulation, settings)
         validations = loop_validations(passes, self.accumulation, settings) if self.held_out_file else 0

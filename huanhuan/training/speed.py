@@ -109,23 +109,24 @@ def _has_memory(card: Card, sizes: frozenset[int]) -> bool:
     return bool(own & sizes) if own else any(0.85 * size < card.gib <= size for size in sizes)
 
 
-# Tokens per second on one H200, InternLM2-7B in packs of 8,192, by base, what is trained ("lora" or "full") and
-# checkpointing, from `bench/train.py`: the table of configs/README.md.
+# Tokens per second on one H200 in packs of 8,192, by size, base, what is trained ("lora" or "full") and checkpointing,
+# from `bench/train.py`: the table of configs/README.md.
 MEASURED_ON, MEASURED_SHAPE, MEASURED_PACK = "H200", SHAPES["7b"], 8192
 MEASURED_TOKENS = {
-    ("nf4", "lora", False): 16_962,
-    ("nf4", "lora", True): 12_137,
-    ("plain", "lora", False): 17_321,
-    ("fp8", "lora", False): 25_569,
-    ("plain", "full", False): 9_118,
+    ("7b", "nf4", "lora", False): 17_283,
+    ("7b", "nf4", "lora", True): 12_417,
+    ("7b", "nf4_fp8", "lora", False): 24_026,
+    ("7b", "plain", "lora", False): 17_950,
+    ("7b", "fp8", "lora", False): 25_938,
+    ("7b", "plain", "full", False): 11_642,
+    ("1.8b", "nf4", "lora", True): 24_625,
+    ("1.8b", "plain", "full", True): 36_509,
 }
-# The same for what the recipes' loop was not measured at. With checkpointing: packs of 16,384 and rows of 2,048 in
-# loops of other kinds. FP8 products over NF4: a token takes what it takes over FP8, and what unpacking NF4 adds to
-# products in bfloat16; 1 / (1 / 25,569 + 1 / 16,962 - 1 / 17,321).
+MEASURED_THROUGH_TRAINER = {("7b", "plain", "lora", False): 17_209}
+# What the recipes' loop was not measured at: packs of 16,384 and rows of 2,048 in loops of other kinds.
 ESTIMATED_TOKENS = {
-    ("plain", "lora", True): 12_222,
-    ("plain", "full", True): 8_662,
-    ("nf4_fp8", "lora", False): 24_795,
+    ("7b", "plain", "lora", True): 12_222,
+    ("7b", "plain", "full", True): 8_662,
 }
 # One CPU core in float32, and how much slower most CPUs are in bfloat16: a 512-token step of a base of 4 million
 # weights took 0.17 s on two cores, and 12 to 25 times that in bfloat16.
@@ -148,7 +149,8 @@ def weights_in_products(shape: Shape) -> int:
 def speed_of(run: Run, card: Card | None, *, cores: int = 0, through_trainer: bool = False) -> Speed | None:
     """The expected speed on ``card``, or on ``cores`` of a CPU; None if neither is known.
 
-    What goes ``through_trainer``, that of Transformers, is taken to be as fast as XTuner's loop, but was not measured.
+    What goes ``through_trainer``, that of Transformers, is taken to be as fast as XTuner's loop where it was not
+    measured.
     """
     several = f" × {run.gpus}（通信未计 / communication not counted）" if run.gpus > 1 else ""
     if card is None:
@@ -159,16 +161,16 @@ def speed_of(run: Run, card: Card | None, *, cores: int = 0, through_trainer: bo
         return Speed(
             cores * CORE_FLOPS / operations / slower, f"按 {cores} 个 CPU 核估计 / estimated for {cores} CPU cores"
         )
-    rate, measured = _reference(run, run.checkpointing)
+    rate, measured = _reference(run, run.checkpointing, through_trainer)
     if not card.tflops or not rate:
         return None
     if run.budget < 1 and not run.checkpointing:
         # What is not kept costs what checkpointing costs.
         rate = 1 / (run.budget / rate + (1 - run.budget) / _reference(run, checkpointing=True)[0])
         measured = False
-    if (run.shape, run.tokens, run.zero) != (MEASURED_SHAPE, MEASURED_PACK, 0) or through_trainer:
+    if (run.tokens, run.zero) != (MEASURED_PACK, 0):
         measured = False
-    rate *= run.gpus * weights_in_products(MEASURED_SHAPE) / weights_in_products(run.shape)
+    rate *= run.gpus
     if card.name != MEASURED_ON:
         rate *= card.tflops / next(each.tflops for each in CARDS if each.name == MEASURED_ON)
         source = f"按峰值由 {MEASURED_ON} 推算 / scaled by peak from an {MEASURED_ON}"
@@ -179,12 +181,21 @@ def speed_of(run: Run, card: Card | None, *, cores: int = 0, through_trainer: bo
     return Speed(rate, source + several)
 
 
-def _reference(run: Run, checkpointing: bool) -> tuple[float, bool]:
-    """Tokens per second of the 7B model on the card of the table, 0 if not known; and whether they were measured."""
+def _reference(run: Run, checkpointing: bool, through_trainer: bool = False) -> tuple[float, bool]:
+    """Tokens per second of this size on the card of the table, 0 if not known; and whether they were measured."""
+    size = next((name for name, shape in SHAPES.items() if shape == run.shape), "")
     key = (run.base, "lora" if run.rank else "full", checkpointing)
-    if key in MEASURED_TOKENS:
-        return MEASURED_TOKENS[key], True
+    table = MEASURED_THROUGH_TRAINER if through_trainer else MEASURED_TOKENS
+    if (size, *key) in table:
+        return table[(size, *key)], True
     known = MEASURED_TOKENS | ESTIMATED_TOKENS
-    # Checkpointing runs the forward pass once more: four passes' worth instead of three.
-    other = known.get((run.base, key[1], not checkpointing), 0) * (0.7 if checkpointing else 1 / 0.7)
-    return known.get(key) or other, False
+    # Of this size if that is there, else scaled from 7B. Checkpointing runs the forward pass once more: four passes'
+    # worth instead of three.
+    scale = weights_in_products(MEASURED_SHAPE) / weights_in_products(run.shape)
+    for of, factor in ((size, 1.0), ("7b", scale)):
+        if (of, *key) in known:
+            return known[(of, *key)] * factor, False
+        if (of, run.base, key[1], not checkpointing) in known:
+            other = known[of, run.base, key[1], not checkpointing]
+            return other * factor * (0.7 if checkpointing else 1 / 0.7), False
+    return 0.0, False

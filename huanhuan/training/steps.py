@@ -45,15 +45,19 @@ def loop_validations(passes: int, accumulation: int, settings: Mapping[str, Any]
 
 
 def trainer_passes(batches: int, accumulation: int, settings: Mapping[str, Any]) -> tuple[int, int]:
-    """Optimiser steps and passes of Transformers' Trainer, given its arguments.
+    """Optimiser steps and passes of :class:`huanhuan.training.trainer.PackedTrainer`, given its arguments.
 
     It counts the steps of an epoch rounded down, and makes one more where batches are left over.
 
     >>> trainer_passes(6, 4, {"num_train_epochs": 4}), trainer_passes(8, 4, {"max_steps": 5})
     ((4, 12), (5, 20))
+    >>> trainer_passes(2, 1, {"num_train_epochs": 3, "min_steps": 30})
+    (30, 30)
     """
     most = int(settings.get("max_steps") or -1)
     epochs = float(settings.get("num_train_epochs") or 3)
     steps = most if most > 0 else -int(-epochs * max(batches // accumulation, 1) // 1)
+    if most <= 0:
+        steps = max(steps, int(settings.get("min_steps") or 0))
     whole, more = divmod(steps, -(-batches // accumulation))
     return steps, whole * batches + min(more * accumulation, batches)

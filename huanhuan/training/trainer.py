@@ -360,7 +360,7 @@ def _use_one_gpu(args: TrainingArguments) -> None:
 def _lengthen(args: PackedTrainingArguments, packs: int) -> None:
     """Let a run given in epochs make ``min_steps`` steps at least."""
     batches = math.ceil(packs / (args.per_device_train_batch_size * args.world_size))
-    settings = {"num_train_epochs": args.num_train_epochs, "max_steps": args.max_steps}
+    settings = {"num_train_epochs": args.num_train_epochs}
     steps, _ = trainer_passes(batches, args.gradient_accumulation_steps, settings)
     if args.max_steps <= 0 and steps < args.min_steps:
         print_log(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +45,20 @@ class TestRecipe:
         header = path.read_text("utf-8").split('"""')[1]
         assert f"xtuner train configs/{path.name}" in header
         assert f"tools/merge_hf.py configs/{path.name} --out models/" in header
+
+    def test_header_has_hardware_memory_and_time(self, path: Path) -> None:
+        header = path.read_text("utf-8").split('"""')[1]
+        if path.stem.endswith("_demo"):
+            assert "Two CPU cores" in header
+            return
+        assert re.search(r"One .*GPU with \d+ GB", header)
+        found = re.search(r"Peak ([\d.]+) GiB; ([\d,]+) tokens/s on an H200, a million tokens in (\d+) s", header)
+        assert found
+        row = re.search(rf"^\| `{path.stem}` \|.*$", (CONFIGS / "README.md").read_text("utf-8"), re.MULTILINE)
+        assert row
+        peak, rate, million = (cell.strip().split()[0] for cell in row.group().split("|")[4:8] if "%" not in cell)
+        assert (found[1], found[3]) == (peak, million)
+        assert float(found[2].replace(",", "")) == round(float(rate.replace(",", "")), -2)
 
     def test_only_the_demo_writes_the_demo_model(self, path: Path) -> None:
         header = path.read_text("utf-8").split('"""')[1]
@@ -90,7 +105,8 @@ val_dataloader.dataset.path = "data/<角色>/val.jsonl"
 
 @pytest.mark.parametrize("document", ["README.md", "README_en.md", "data/README.md"])
 def test_a_recipe_for_another_character_is_what_the_documents_say(document: str, tmp_path: Path) -> None:
-    text = (ROOT / document).read_text("utf-8")
+    # In a list it is indented.
+    text = re.sub(r"(?m)^   (?=\S|    )", "", (ROOT / document).read_text("utf-8"))
     assert OWN in text or OWN.replace("<角色>", "<character>") in text
     shutil.copytree(CONFIGS, tmp_path / "configs")
     (tmp_path / "configs" / "lin_qlora.py").write_text(OWN.replace("<角色>", "lin"), "utf-8")
