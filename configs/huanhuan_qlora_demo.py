@@ -2,6 +2,8 @@
 
     xtuner train configs/huanhuan_qlora_demo.py
     python tools/merge_hf.py configs/huanhuan_qlora_demo.py --out models/huanhuan-demo
+
+Or both, with the base before them: `make character`.
 """
 
 from mmengine.config import read_base

@@ -4,7 +4,7 @@ As it stands every weight trains; a recipe inherits this and edits the dicts bel
 """
 
 from mmengine.dataset import DefaultSampler
-from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
+from mmengine.hooks import DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
 from mmengine.optim import OptimWrapper
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
 import torch
@@ -25,6 +25,7 @@ from huanhuan.training.metrics import Perplexity
 from huanhuan.training.model import PackedFinetune
 from huanhuan.training.stopping import EarlyStopHook
 from huanhuan.training.validation import EvenValLoop
+from huanhuan.training.saving import WholeCheckpointHook
 from huanhuan.training.schedule import WarmupCosineLR
 
 # Model: found by huanhuan.training.base (HUANHUAN_BASE, models/, ModelScope, Hugging Face)
@@ -100,7 +101,7 @@ default_hooks = dict(
     logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=10),
     param_scheduler=dict(type=ParamSchedulerHook),
     checkpoint=dict(
-        type=CheckpointHook,
+        type=WholeCheckpointHook,
         by_epoch=False,
         interval=200,
         max_keep_ckpts=2,
