@@ -1,4 +1,9 @@
-"""Serving on a CUDA host: the page's LMDeploy engine against LMDeploy called directly, on one pipeline in one run.
+"""Serving on a CUDA host: what the page adds to LMDeploy, on one pipeline in one run.
+
+Three ways to the same model, taking turns: LMDeploy called directly, the page's engine, and all that stands
+between a visitor and it, the guard and the desk. Every reply has the same prompt, the same sampling and exactly
+as many tokens. It is sampled, not greedy: a model with random weights (bench/random_base.py) goes in circles
+when it is greedy, and the guard would have each reply said twice.
 
 HUANHUAN_LMDEPLOY_BACKEND=pytorch python bench/serve.py models/huanhuan
 """
@@ -8,14 +13,17 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import click
 
+from huanhuan.chat.desk import Desk, Limits
+from huanhuan.chat.engine import Reply, Sampling
+from huanhuan.chat.guard import GuardedEngine
 from huanhuan.cli import tool
 from huanhuan.errors import UserError
 from huanhuan.template import Message, render
@@ -24,62 +32,152 @@ ASKED: list[Message] = [
     {"role": "system", "content": "现在你要扮演皇帝身边的女人--甄嬛"},
     {"role": "user", "content": "今日园子里的花开得好，你给我讲讲这些花的来历吧。"},
 ]
-# Seconds to the first token that is a text, tokens in all, seconds in all. A token that is half of a character is
-# no text yet, for neither of the two.
-Timing = tuple[float, int, float]
 
 
-def ours(engine: Any, sampling: Any) -> Timing:
-    """One reply through the page's engine."""
-    started = time.perf_counter()
-    reply = engine.reply(ASKED, sampling)
-    first = 0.0
-    for _ in reply:
-        first = first or time.perf_counter() - started
-    return first, reply.tokens, time.perf_counter() - started
+class Timing(NamedTuple):
+    """One reply: seconds to the first piece of text, tokens in all, seconds in all.
+
+    A token that is half of a character is no text yet, in any of the ways.
+    """
+
+    first: float
+    tokens: int
+    seconds: float
 
 
-def direct(engine: Any, config: Any) -> Timing:
+class Change(NamedTuple):
+    """How much later the first text comes and how much faster the words do, as shares."""
+
+    first: float
+    speed: float
+
+
+Way = Callable[[Sampling], Timing]
+
+
+def directly(engine: Any, sampling: Sampling) -> Timing:
     """One reply through LMDeploy's own ``stream_infer``."""
+    config = engine.generation_config(sampling)
     started = time.perf_counter()
     first, tokens = 0.0, 0
     for out in engine._pipeline.stream_infer([render(ASKED)], gen_config=config, do_preprocess=False):
         if out.text:
             first = first or time.perf_counter() - started
         tokens = out.generate_token_len
-    return first, tokens, time.perf_counter() - started
+    return Timing(first, tokens, time.perf_counter() - started)
 
 
-def measure(run: Callable[[], Timing], other: Callable[[], Timing], repeats: int) -> list[list[Timing]]:
-    """Both, taking turns so that what drifts on the card drifts for both."""
-    run()
-    other()
-    pairs = [(run(), other()) for _ in range(repeats)]
-    return [[pair[i] for pair in pairs] for i in range(2)]
+def through(ask: Callable[[Sampling], Reply], sampling: Sampling) -> Timing:
+    """One reply as a page reads it."""
+    started = time.perf_counter()
+    reply = ask(sampling)
+    first = 0.0
+    for _ in reply:
+        first = first or time.perf_counter() - started
+    return Timing(first, reply.tokens, time.perf_counter() - started)
 
 
-def stop_frees_the_slot(engine: Any, sampling: Any) -> tuple[float, float]:
-    """Fill every slot, stop all; seconds until the engine is idle, and until a new reply's first piece."""
-    replies = [engine.reply(ASKED, sampling) for _ in range(engine.slots)]
+def endless(engine: Any) -> None:
+    """Have every reply of ``engine`` written to its last token, whatever the model would say."""
+    plain = engine.generation_config
+
+    def config(sampling: Sampling) -> Any:
+        made = plain(sampling)
+        made.ignore_eos = True
+        made.stop_token_ids = None
+        return made
+
+    engine.generation_config = config
+
+
+def measure(ways: Mapping[str, Way], tokens: int, repeats: int) -> dict[str, list[Timing]]:
+    """Every way ``repeats`` times after one try that does not count, in turns that begin with another each time.
+
+    What drifts on the card then drifts for all. Raises: UserError if a reply has another number of tokens.
+    """
+    names = list(ways)
+    timings: dict[str, list[Timing]] = {name: [] for name in names}
+    for number in range(-1, repeats):
+        # The same seed for every way, so all of them write the same words.
+        sampling = Sampling(temperature=1, top_p=1, top_k=50, max_new_tokens=tokens, seed=number + 1)
+        for place in range(len(names)):
+            name = names[(number + place) % len(names)]
+            timing = ways[name](sampling)
+            if timing.tokens != tokens:
+                raise UserError(f"{name}: {timing.tokens} tokens instead of {tokens}: nothing can be compared")
+            if number >= 0:
+                timings[name].append(timing)
+    return timings
+
+
+def medians(timings: Sequence[Timing]) -> tuple[float, float]:
+    """Seconds to the first text, and tokens per second of the whole reply."""
+    return (
+        statistics.median(each.first for each in timings),
+        statistics.median(each.tokens / each.seconds for each in timings),
+    )
+
+
+def changes(timings: Mapping[str, Sequence[Timing]]) -> dict[str, Change]:
+    """Each way beside the first one.
+
+    >>> changes({"a": [Timing(0.1, 100, 1.0)], "b": [Timing(0.11, 100, 1.25)]})["b"]
+    Change(first=0.1, speed=-0.2)
+    """
+    found = {name: medians(each) for name, each in timings.items()}
+    first, speed = next(iter(found.values()))
+    return {name: Change(round(own / first - 1, 6), round(rate / speed - 1, 6)) for name, (own, rate) in found.items()}
+
+
+def table(timings: Mapping[str, Sequence[Timing]]) -> str:
+    """The medians as Markdown, each way beside the first.
+
+    >>> print(table({"a": [Timing(0.1, 100, 1.0)], "b": [Timing(0.11, 100, 1.25)]}))
+    | | first token, ms | tokens/s |
+    |---|---|---|
+    | a | 100.0 | 100.0 |
+    | b | 110.0 (+10.0%) | 80.0 (-20.0%) |
+    """
+    rows = ["| | first token, ms | tokens/s |", "|---|---|---|"]
+    for place, (name, change) in enumerate(changes(timings).items()):
+        first, speed = medians(timings[name])
+        beside = (f" ({change.first:+.1%})", f" ({change.speed:+.1%})") if place else ("", "")
+        rows.append(f"| {name} | {first * 1000:.1f}{beside[0]} | {speed:.1f}{beside[1]} |")
+    return "\n".join(rows)
+
+
+def stop_all(desk: Desk, engine: Any, tokens: int) -> tuple[float, float]:
+    """Fill every slot, stop all; seconds until engine and desk hold none, and until a new reply's first text.
+
+    Raises: UserError if the slots were not full or do not come back.
+    """
+    sampling = Sampling(temperature=1, top_p=1, top_k=50, max_new_tokens=tokens, seed=1)
+    replies = [desk.ask(f"visitor {number}", ASKED, sampling) for number in range(engine.slots)]
     begun = sum(bool(next(iter(reply), "")) for reply in replies)
     held = engine.running()
     if begun != engine.slots or held != engine.slots:
-        raise UserError(
-            f"{begun} of {engine.slots} replies began, {held} hold a slot: a reply ended early, use a longer --tokens"
-        )
+        raise UserError(f"{begun} of {engine.slots} replies began, {held} hold a slot: one ended early")
     started = time.perf_counter()
     for reply in replies:
         reply.stop()
-    if not all(reply.wait(10) for reply in replies) or engine.running():
-        raise UserError(f"stop: {engine.running()} slots are still held after 10 s")
-    idle = time.perf_counter() - started
+    while engine.running() or desk.running:
+        if time.perf_counter() - started > 10:
+            raise UserError(f"stop: {engine.running()} slots are still held after 10 s")
+        time.sleep(0.0005)
+    free = time.perf_counter() - started
     started = time.perf_counter()
-    reply = engine.reply(ASKED, sampling)
+    reply = desk.ask("next", ASKED, sampling)
     next(iter(reply), "")
     again = time.perf_counter() - started
     reply.stop()
     reply.wait(10)
-    return idle, again
+    return free, again
+
+
+def page_path(engine: Any) -> tuple[GuardedEngine, Desk]:
+    """``engine`` as the page has it: guarded, behind a desk. The limits on visitors are out of the way."""
+    guard = GuardedEngine(engine)
+    return guard, Desk(guard, Limits(queue=engine.slots, hourly=1_000_000, unread=600))
 
 
 @tool()
@@ -88,46 +186,43 @@ def stop_frees_the_slot(engine: Any, sampling: Any) -> tuple[float, float]:
 @click.option("--repeats", default=8, show_default=True, help="每种方式的次数 / replies each way.")
 @click.option("--tolerance", default=0.05, show_default=True, help="允许的差距 / allowed difference.")
 def main(model: str, tokens: int, repeats: int, tolerance: float) -> None:
-    """比较页面引擎与直接调用 LMDeploy / compare the page's engine with LMDeploy called directly."""
-    from huanhuan.chat.engine import Sampling
+    """比较页面与直接调用 LMDeploy / compare the page with LMDeploy called directly."""
     from huanhuan.chat.lmdeploy_engine import LMDeployEngine
     from huanhuan.chat.model_folder import model_folder
 
     started = time.perf_counter()
     engine = LMDeployEngine(model_folder(model))
-    click.echo(f"{engine.label}, {engine.slots} slots, loaded in {time.perf_counter() - started:.1f} s")
-    sampling = Sampling(temperature=0, max_new_tokens=tokens)
-    # Both write exactly as many tokens, whatever the model would say.
-    plain = engine.generation_config
-
-    def endless(wanted: Sampling) -> Any:
-        config = plain(wanted)
-        config.ignore_eos = True
-        config.stop_token_ids = None
-        return config
-
-    engine.generation_config = endless  # type: ignore[method-assign]
+    click.echo(f"{engine.label}, {engine.slots} slots, loaded in {time.perf_counter() - started:.1f} s\n")
+    endless(engine)
+    guard, desk = page_path(engine)
     try:
-        pairs = measure(lambda: ours(engine, sampling), lambda: direct(engine, endless(sampling)), repeats)
-        click.echo("| | first token, ms | tokens/s |\n|---|---|---|")
-        medians = []
-        for name, timings in zip(("page engine", "LMDeploy directly"), pairs, strict=True):
-            first = statistics.median(each[0] for each in timings)
-            speed = statistics.median(each[1] / each[2] for each in timings)
-            medians.append((first, speed))
-            click.echo(f"| {name} | {first * 1000:.1f} | {speed:.1f} |")
-        slower = medians[0][0] / medians[1][0] - 1, 1 - medians[0][1] / medians[1][1]
-        click.echo(f"first token {slower[0]:+.1%}, speed {-slower[1]:+.1%}")
-        idle, again = stop_frees_the_slot(engine, sampling)
+        timings = measure(
+            {
+                "LMDeploy directly": lambda sampling: directly(engine, sampling),
+                "page's engine": lambda sampling: through(lambda wanted: engine.reply(ASKED, wanted), sampling),
+                "page's engine, guard and desk": lambda sampling: through(
+                    lambda wanted: desk.ask("visitor", ASKED, wanted), sampling
+                ),
+            },
+            tokens,
+            repeats,
+        )
+        click.echo(table(timings))
+        free, again = stop_all(desk, engine, engine.context_tokens // 2)
         click.echo(
-            f"stop: {engine.slots} slots free after {idle * 1000:.0f} ms; next first token {again * 1000:.0f} ms"
+            f"\nstop: {engine.slots} replies, all slots free after {free * 1000:.0f} ms; "
+            f"next first token {again * 1000:.0f} ms"
         )
         reply = engine.reply(ASKED, Sampling(max_new_tokens=48, seed=1))
         click.echo("streamed: " + "|".join(reply))
     finally:
+        desk.close()
         engine.close()
-    if max(slower) > tolerance:
-        raise UserError(f"the page's engine is slower than LMDeploy by more than {tolerance:.0%}")
+    if guard.counts:
+        raise UserError(f"the guard stepped in ({dict(guard.counts)}): these are no figures of a plain reply")
+    worst = max(max(change.first, -change.speed) for change in changes(timings).values())
+    if worst > tolerance:
+        raise UserError(f"the page costs {worst:.1%}, more than {tolerance:.0%}")
 
 
 if __name__ == "__main__":

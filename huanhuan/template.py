@@ -1,19 +1,22 @@
 """The one chat template: what a record is trained as is what a visitor's message is served as.
 
 The format is InternLM2's, ``<|im_start|>ROLE\\nTEXT<|im_end|>\\n``. It is written down once below and given
-in three shapes: to XTuner (:data:`XTUNER_TEMPLATE`), to the merged tokenizer (:data:`JINJA_TEMPLATE`) and to
-LMDeploy (:func:`lmdeploy_fields`). Text passes through :func:`clean` (the Jinja template does the same), so
-nothing that a user types or a data file holds can become a control token.
+in two more shapes: to XTuner (:data:`XTUNER_TEMPLATE`) and to the merged tokenizer (:data:`JINJA_TEMPLATE`);
+LMDeploy's server calls :func:`render_prompt` (``huanhuan.chat.lmdeploy_template``). Text passes through
+:func:`clean` (the Jinja template does the same), so nothing that a user types or a data file holds can become
+a control token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 START = "<|im_start|>"
 END = "<|im_end|>"
-# Every token that InternLM2's tokenizer reads as one control token wherever it stands in a text.
+# Every token that InternLM2's tokenizer reads as one control token wherever it stands in a text. In the first
+# release the chat tokens were unnamed, 146 <|im_start|>, 145 <|im_end|> and those below it the others; the
+# vocabulary still holds these spellings.
 CONTROL_TOKENS = (
     START,
     END,
@@ -24,7 +27,10 @@ CONTROL_TOKENS = (
     "<s>",
     "</s>",
     "<unk>",
+    *(f"[UNUSED_TOKEN_{number}]" for number in range(139, 147)),
 )
+
+_SPACES = (*CONTROL_TOKENS, "▁")
 
 
 class Message(TypedDict):
@@ -40,12 +46,13 @@ def clean(text: str) -> str:
     A control token becomes a space: simply deleting it could join what stood around it into another one.
     The ends are stripped because InternLM2's vocabulary holds tokens made of several newlines: a leading
     newline would be read together with the template's own when a whole conversation is encoded at once,
-    but not when XTuner encodes the reply on its own.
+    but not when XTuner encodes the reply on its own. SentencePiece's mark for a space becomes one, as the
+    tokenizer reads it.
 
     >>> clean("  你好<|im_end|>\\n<|im_start|>system\\n")
     '你好 \\n system'
     """
-    for token in CONTROL_TOKENS:
+    for token in _SPACES:
         text = text.replace(token, " ")
     return text.strip()
 
@@ -69,7 +76,7 @@ XTUNER_TEMPLATE = _Template(
     STOP_WORDS=[END],
 )
 
-_JINJA_CLEAN = "".join(f".replace('{token}', ' ')" for token in CONTROL_TOKENS) + ".strip()"
+_JINJA_CLEAN = "".join(f".replace('{token}', ' ')" for token in _SPACES) + ".strip()"
 JINJA_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
@@ -89,6 +96,19 @@ def render(messages: Iterable[Message], *, add_generation_prompt: bool = True) -
     return text + (f"{START}assistant\n" if add_generation_prompt else "")
 
 
+def render_prompt(messages: Sequence[Message]) -> str:
+    """The text that the next words of the assistant follow, as :func:`render` writes it.
+
+    A last message of the assistant is left open, so that the model goes on from it.
+
+    >>> render_prompt([{"role": "user", "content": "你是谁？"}, {"role": "assistant", "content": "我是"}])
+    '<|im_start|>user\\n你是谁？<|im_end|>\\n<|im_start|>assistant\\n我是'
+    """
+    if messages and messages[-1]["role"] == "assistant":
+        return render(messages[:-1]) + clean(messages[-1]["content"])
+    return render(messages)
+
+
 def encode(tokenizer: Any, messages: Iterable[Message], *, add_generation_prompt: bool = True) -> list[int]:
     """Token ids of a conversation, the begin token first: what every engine feeds the model."""
     ids = tokenizer.encode(render(messages, add_generation_prompt=add_generation_prompt), add_special_tokens=False)
@@ -104,26 +124,6 @@ def stop_ids(tokenizer: Any) -> list[int]:
     if end is None or end == tokenizer.unk_token_id:
         raise ValueError(f"{type(tokenizer).__name__} has no {END}: it is not an InternLM2 chat tokenizer")
     return sorted({end, tokenizer.eos_token_id})
-
-
-def lmdeploy_fields(system: str = "") -> dict[str, str]:
-    """Arguments of LMDeploy's ``ChatTemplateConfig``.
-
-    The name is one that LMDeploy does not know: for a known name it guesses parts of the template from
-    the model's path. With an empty ``system`` LMDeploy still writes an empty system message where a
-    conversation has none, so an engine must pass the system message itself or a rendered prompt.
-    """
-    return {
-        "model_name": "huanhuan",
-        "system": f"{START}system\n",
-        "meta_instruction": clean(system),
-        "eosys": f"{END}\n",
-        "user": f"{START}user\n",
-        "eoh": f"{END}\n",
-        "assistant": f"{START}assistant\n",
-        "eoa": END,
-        "separator": "\n",
-    }
 
 
 def record_messages(record: Mapping[str, Any]) -> list[Message]:

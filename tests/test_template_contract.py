@@ -16,6 +16,7 @@ from xtuner.dataset.map_fns import template_map_fn
 from xtuner.dataset.utils import encode_fn
 
 from huanhuan import template
+from huanhuan.chat.prompt import message_size, prompt_ids
 from huanhuan.export.model_folder import load_tokenizer, write_model_files
 
 IGNORED = -100
@@ -125,20 +126,11 @@ def xtuner_encoding(record: dict[str, Any], tokenizer: Any) -> tuple[list[int], 
 
 
 def lmdeploy_prompt(messages: list[template.Message]) -> str:
-    """What LMDeploy makes of messages that an engine has cleaned, as ours does."""
-    from lmdeploy.model import ChatTemplateConfig
+    """What LMDeploy makes of messages as a client of its server sent them, with the object that it is given."""
+    from huanhuan.chat.lmdeploy_template import chat_template_config
 
-    cleaned = [{**message, "content": template.clean(message["content"])} for message in messages]
-    if messages[0]["role"] == "system":
-        fields: Any = template.lmdeploy_fields(messages[0]["content"])
-        # Both ways of giving the system prompt: in the messages and in the template.
-        prompt = ChatTemplateConfig(**fields).chat_template.messages2prompt(cleaned)
-        assert prompt == ChatTemplateConfig(**fields).chat_template.messages2prompt(cleaned[1:])
-        return prompt
-    fields = {key: value for key, value in template.lmdeploy_fields().items() if key != "meta_instruction"}
-    model: Any = ChatTemplateConfig(**fields).chat_template
-    model.meta_instruction = None
-    return model.messages2prompt(cleaned)
+    sent: Any = messages
+    return chat_template_config().chat_template.messages2prompt(sent)
 
 
 def check_record(record: dict[str, Any], tokenizer: Any, served: Any) -> None:
@@ -164,7 +156,15 @@ def check_record(record: dict[str, Any], tokenizer: Any, served: Any) -> None:
         assert ids[: len(expected)] == expected
         assert tokenizer.apply_chat_template(prompt, add_generation_prompt=True) == expected
         assert served.encode(template.render(prompt)) == expected
-        assert served.encode(lmdeploy_prompt(prompt)) == expected
+        assert served.encode(lmdeploy_prompt(prompt)) == expected == prompt_ids(tokenizer, prompt)
+        # Counted one by one, as a long conversation is cut to the context.
+        assert len(expected) == len(template.encode(tokenizer, [])) + sum(message_size(tokenizer, m) for m in prompt)
+        opened = [*prompt, {**message, "content": message["content"][:5]}]
+        if template.clean(opened[-1]["content"]):
+            half = served.encode(lmdeploy_prompt(opened))
+            assert half == prompt_ids(tokenizer, opened) and len(half) <= len(expected) + message_size(
+                tokenizer, opened[-1]
+            )
         reply = [*tokenizer.encode(template.clean(message["content"]), add_special_tokens=False), end]
         supervised[len(expected) : len(expected) + len(reply)] = reply
     assert labels == supervised
@@ -187,6 +187,14 @@ def test_cleaning_twice_is_cleaning_once_and_leaves_no_control_token(text: str) 
     cleaned = template.clean(text)
     assert template.clean(cleaned) == cleaned
     assert not any(token in cleaned for token in template.CONTROL_TOKENS)
+
+
+@pytest.mark.parametrize("token", ["[UNUSED_TOKEN_146]", "[UNUSED_TOKEN_145]", "[UNUSED_TOKEN_141]"])
+def test_the_names_that_chat_tokens_had_before_are_control_tokens_too(ways: tuple[Any, Any], token: str) -> None:
+    """Released vocabularies hold both spellings, so both must be gone before the text is encoded."""
+    check_record({"conversation": [{"input": f"甲{token}system\n乙", "output": f"丙{token}丁"}]}, *ways)
+    assert template.clean(f"甲{token}乙") == "甲 乙"
+    assert template.clean("[UNUSED_TOKEN_7]") == "[UNUSED_TOKEN_7]"
 
 
 def test_the_greedy_vocabulary_is_greedy(merged_folders: dict[str, Path]) -> None:

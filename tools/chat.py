@@ -23,6 +23,9 @@ from huanhuan.paths import DATA
 @click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="1 为不惩罚 / 1 means none.")
 @click.option("--seed", type=int, help="固定随机数 / makes sampling repeatable.")
 @click.option("--greedy", is_flag=True, help="总取最可能的词 / always take the likeliest token.")
+@click.option(
+    "--verbose", is_flag=True, help="日志写到标准错误 / write the log, the guard's included, to standard error."
+)
 def main(**options: object) -> None:
     """在终端里与角色聊天 / chat with the character in the terminal.
 

@@ -14,7 +14,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from huanhuan.errors import UserError
@@ -73,7 +73,7 @@ class ModelScope:
         """Every file of ``model`` with its size in bytes."""
         from modelscope.hub.api import HubApi
 
-        return {each["Path"]: each["Size"] or 0 for each in HubApi().get_model_files(model)}
+        return files_of({each["Path"]: each["Size"] or 0 for each in HubApi().get_model_files(model)})
 
     def fetch(self, model: str, folder: Path, files: list[str]) -> None:
         """Fetch ``files`` into ``folder``."""
@@ -110,6 +110,16 @@ def hubs(environ: Mapping[str, str] = os.environ) -> list[Hub]:
     if named not in both:
         raise UserError(f"HUANHUAN_HUB={named}: 只能是 / must be {' / '.join(both)}: correct it or unset it")
     return [both[named]]
+
+
+def files_of(listed: dict[str, int]) -> dict[str, int]:
+    """``listed`` without folders: ModelScope's client lists them as files of no size and keeps their type to itself.
+
+    >>> files_of({"config.json": 9, "sub": 0, "sub/deep": 0, "sub/deep/a.json": 2})
+    {'config.json': 9, 'sub/deep/a.json': 2}
+    """
+    folders = {str(parent) for path in listed for parent in PurePosixPath(path).parents}
+    return {path: size for path, size in listed.items() if path not in folders}
 
 
 def wanted_files(listed: dict[str, int]) -> dict[str, int]:

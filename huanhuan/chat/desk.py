@@ -27,7 +27,8 @@ HOUR = 3600.0
 class Limits:
     """``queue`` replies may wait; ``hourly`` per visitor; unread for ``unread`` seconds, a reply is stopped.
 
-    A slot not given back ``lost`` seconds after a stop counts as lost, and the engine as ill.
+    A slot not given back ``lost`` seconds after its reply was stopped or ended counts as lost. With every slot
+    lost, the engine is ill and nobody is left waiting for it.
     """
 
     queue: int = 32
@@ -80,7 +81,8 @@ class Desk:
         self._waiting: deque[_Job] = deque()
         self._running: dict[Reply, _Job] = {}
         self._asked: dict[str, deque[float]] = {}
-        self._stopped_at: dict[Reply, float] = {}
+        # Since when a reply that still holds its slot has needed it no more.
+        self._over_at: dict[Reply, float] = {}
         self._closed = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="desk-keeper", daemon=True)
         self._keeper.start()
@@ -88,11 +90,13 @@ class Desk:
     def ask(self, visitor: str, messages: Sequence[Message], sampling: Sampling) -> Reply:
         """Queue a reply for ``visitor``; it may begin at once. An earlier one of theirs is stopped.
 
-        Raises: Refused if the queue is full or the visitor has used up the hour.
+        Raises: Refused if the queue is full, the visitor has used up the hour or every slot is lost.
         """
         with self._lock:
             if self._closed.is_set():
                 raise Refused("服务正在关闭", "the service is shutting down")
+            if self.lost >= self.engine.slots:
+                raise _no_answer()
             for job in [*self._waiting, *self._running.values()]:
                 if job.visitor == visitor:
                     job.reply.stop()
@@ -126,7 +130,7 @@ class Desk:
                     break
             else:
                 if reply in self._running:
-                    self._stopped_at.setdefault(reply, time.monotonic())
+                    self._over_at.setdefault(reply, time.monotonic())
         self._admit()
 
     def _admit(self) -> None:
@@ -140,7 +144,6 @@ class Desk:
             for ahead, job in enumerate(self._waiting):
                 job.reply.ahead = ahead
         for job in starting:
-            job.reply.ahead = None
             try:
                 self.engine.reply(job.messages, job.sampling, into=job.reply)
             except EngineError as error:
@@ -155,23 +158,41 @@ class Desk:
     def _released(self, reply: Reply) -> None:
         with self._lock:
             self._running.pop(reply, None)
-            self._stopped_at.pop(reply, None)
+            self._over_at.pop(reply, None)
         self._admit()
 
     def _keep(self) -> None:
         """Look after the replies until the desk closes."""
         while not self._closed.wait(0.25):
-            now = time.monotonic()
-            with self._lock:
-                jobs = [*self._waiting, *self._running.values()]
-                quiet = [visitor for visitor, asked in self._asked.items() if now - asked[-1] > HOUR]
-                for visitor in quiet:
-                    del self._asked[visitor]
-            for job in jobs:
-                job.reply.check_time()
-                if now - job.reply.read_at > self.limits.unread and not job.reply.stop_requested:
-                    logger.info("nobody reads a reply any more: stopped")
-                    job.reply.stop()
+            try:
+                self._look()
+            except Exception:
+                logger.exception("looking after the replies")
+
+    def _look(self) -> None:
+        """Stop what is overdue or unread, and send everybody away if no slot will come back."""
+        now = time.monotonic()
+        with self._lock:
+            jobs = [*self._waiting, *self._running.values()]
+            for reply in self._running:
+                if reply.done:
+                    self._over_at.setdefault(reply, now)
+            # A visitor who was only ever refused has asked nothing.
+            quiet = [visitor for visitor, asked in self._asked.items() if not asked or now - asked[-1] > HOUR]
+            for visitor in quiet:
+                del self._asked[visitor]
+        for job in jobs:
+            job.reply.check_time()
+            if now - job.reply.read_at > self.limits.unread and not job.reply.stop_requested:
+                logger.info("nobody reads a reply any more: stopped")
+                job.reply.stop()
+        with self._lock:
+            in_vain = list(self._waiting) if self.lost >= self.engine.slots else []
+            for job in in_vain:
+                self._waiting.remove(job)
+        for job in in_vain:
+            job.reply.fail(_no_answer())
+            job.reply.release()
 
     @property
     def waiting(self) -> int:
@@ -185,10 +206,10 @@ class Desk:
 
     @property
     def lost(self) -> int:
-        """Slots that the engine has not given back long after a stop."""
+        """Slots that the engine has not given back long after their replies were over."""
         now = time.monotonic()
         with self._lock:
-            return sum(1 for stopped in self._stopped_at.values() if now - stopped > self.limits.lost)
+            return sum(1 for over in self._over_at.values() if now - over > self.limits.lost)
 
     def healthy(self) -> bool:
         """Whether the engine is well and has a slot that is not lost."""
@@ -205,3 +226,7 @@ class Desk:
         while self._running and time.monotonic() < end:
             time.sleep(0.02)
         self._keeper.join(2)
+
+
+def _no_answer() -> Refused:
+    return Refused("模型没有反应，请稍后再试", "the model does not respond: try again later")

@@ -15,7 +15,7 @@ import secrets
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,7 +24,7 @@ from huanhuan.template import Message, clean
 
 logger = logging.getLogger("huanhuan.chat")
 
-Finish = Literal["stop", "length", "stopped"]
+Finish = Literal["stop", "length", "stopped", "cut"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,10 @@ GREEDY = Sampling(temperature=0, top_p=1, top_k=0)
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Seconds: ``first`` until the first piece, ``between`` two pieces, ``total`` for the whole reply."""
+    """Seconds: ``first`` until the first piece, ``between`` two pieces, ``total`` for the whole reply.
+
+    They count from the moment an engine takes the reply; waiting in a queue is not counted.
+    """
 
     first: float = 120
     between: float = 60
@@ -90,6 +93,19 @@ class Timeouts:
         return cls(min(cls.first, total), min(cls.between, total), total)
 
 
+def whole_setting(name: str, default: int, environ: Mapping[str, str] = os.environ) -> int:
+    """The whole number over 0 that the variable ``name`` holds, ``default`` if it is not set.
+
+    Raises: UserError for anything else.
+    """
+    text = environ.get(name, "").strip()
+    if not text:
+        return default
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"{name}={text}: 需要正整数 / must be a whole number over 0: correct it or unset it")
+    return int(text)
+
+
 class EngineError(UserError):
     """One sentence for the visitor in two languages, and an id that finds the details in the log."""
 
@@ -105,8 +121,9 @@ class Reply:
     """A reply being written: filled by one engine in the background, read by anybody.
 
     ``text`` is what was said so far and stays when the reply is stopped or fails; ``tokens`` counts what the
-    engine generated; ``finish`` is None until it ends, then "stop" (the character ended it), "length" or
-    "stopped" (a person did); ``error`` is set instead when the engine failed.
+    engine generated; ``finish`` is None until it ends, then "stop" (the character ended it), "length" (the
+    longest reply was reached), "stopped" (a person ended it) or "cut" (the guard did: it went in circles);
+    ``error`` is set instead when the engine failed.
     """
 
     def __init__(self, timeouts: Timeouts | None = None) -> None:
@@ -124,6 +141,7 @@ class Reply:
         self.ahead: int | None = None
         self.restarts = 0
         self.asked_at = time.monotonic()
+        self.admitted_at: float | None = None
         self.started_at: float | None = None
         self.first_at: float | None = None
         self.last_at: float | None = None
@@ -219,22 +237,29 @@ class Reply:
             pass
         return self.text
 
+    @property
+    def overdue(self) -> bool:
+        """Whether the engine has had the reply for longer than the timeouts allow, or said nothing for too long."""
+        if self.admitted_at is None:
+            return False
+        now, last = time.monotonic(), self.last_at
+        since = last or self.started_at or self.admitted_at
+        allowed = self.timeouts.first if last is None else self.timeouts.between
+        return now - since > allowed or now - self.admitted_at > self.timeouts.total
+
     def check_time(self) -> None:
         """Fail and stop the reply if it is overdue; called by whoever watches it."""
-        if self.done or self.started_at is None:
+        if self.done or not self.overdue:
             return
-        now = time.monotonic()
-        since = self.last_at or self.started_at
-        allowed = self.timeouts.first if self.last_at is None else self.timeouts.between
-        if now - since > allowed or now - self.started_at > self.timeouts.total:
-            self.fail(
-                EngineError(
-                    "模型太久没有回应，请稍后重试",
-                    "the model did not answer in time: try again later",
-                    TimeoutError(f"{now - self.started_at:.0f} s, {self.tokens} tokens"),
-                )
+        held = time.monotonic() - (self.admitted_at or self.asked_at)
+        self.fail(
+            EngineError(
+                "模型太久没有回应，请稍后重试",
+                "the model did not answer in time: try again later",
+                TimeoutError(f"{held:.0f} s, {self.tokens} tokens"),
             )
-            self.stop()
+        )
+        self.stop()
 
     # What engines use.
 
@@ -262,10 +287,15 @@ class Reply:
         for callback in callbacks:
             callback()
 
-    def begin(self) -> None:
-        """Generation starts now: timeouts and the time to the first token count from here."""
+    def admit(self) -> None:
+        """An engine has taken the reply: from here it has to answer in time, whether it begins or not."""
         self.ahead = None
-        self.started_at = time.monotonic()
+        if self.admitted_at is None:
+            self.admitted_at = time.monotonic()
+
+    def begin(self, at: float | None = None) -> None:
+        """Generation starts now, or did ``at`` that time: the time to the first token counts from here."""
+        self.started_at = time.monotonic() if at is None else at
 
     def add(self, piece: str, tokens: int | None = None) -> None:
         """Append text; ``tokens`` is the number generated so far. Ignored once the reply is done."""
@@ -336,34 +366,50 @@ class Engine(ABC):
         reply = into or Reply(self.timeouts)
         kept = self.fit(messages, sampling)
         reply.dropped = len(messages) - len(kept)
+        reply.admit()
         self._start(reply, kept, sampling)
         return reply
 
     def fit(self, messages: Sequence[Message], sampling: Sampling) -> list[Message]:
         """``messages`` cleaned, the oldest exchanges dropped until prompt and reply fit the context.
 
-        A message that lost all its text to the cleaning is dropped too.
+        A message that lost all its text to the cleaning is dropped too. Counted backwards from the newest, each
+        message once and none that cannot be kept: what is imported may be far longer than the context.
         """
         cleaned: list[Message] = [{"role": each["role"], "content": clean(each["content"])} for each in messages]
+        ends_well = bool(cleaned and cleaned[-1]["content"])
         cleaned = [each for each in cleaned if each["content"]]
-        if not any(each["role"] == "user" for each in cleaned) or (messages and not clean(messages[-1]["content"])):
+        if not ends_well or not any(each["role"] == "user" for each in cleaned):
             raise EngineError("请先说一句话", "say something first")
         system = cleaned[:1] if cleaned[0]["role"] == "system" else []
         rest = cleaned[len(system) :]
         room = self.context_tokens - sampling.max_new_tokens
-        while self.count([*system, *rest]) > room:
-            later = next((i for i, each in enumerate(rest) if i and each["role"] == "user"), None)
-            if later is None:
-                raise EngineError(
-                    "这句话连同人设太长了，请缩短，或在设置里减小回复长度",
-                    "this message with the system prompt is too long: shorten one, or lower the reply length",
-                )
-            rest = rest[later:]
-        return [*system, *rest]
+        place, used = len(rest) - 1, self.count([*system, rest[-1]])
+        first: int | None = None
+        while used <= room:
+            if place == 0 or rest[place]["role"] == "user":
+                first = place
+            if place == 0:
+                break
+            place -= 1
+            used += self.size(rest[place])
+        # The sum of the parts decides nothing that the whole does not confirm.
+        while first is not None and self.count([*system, *rest[first:]]) > room:
+            first = next((i for i in range(first + 1, len(rest)) if rest[i]["role"] == "user"), None)
+        if first is None:
+            raise EngineError(
+                "这句话连同人设太长了，请缩短，或在设置里减小回复长度",
+                "this message with the system prompt is too long: shorten one, or lower the reply length",
+            )
+        return [*system, *rest[first:]]
 
     @abstractmethod
     def count(self, messages: Sequence[Message]) -> int:
         """Tokens of the prompt that ``messages`` make, or a number not below it."""
+
+    def size(self, message: Message) -> int:
+        """Tokens that one message more makes a prompt longer by, or a number not below it."""
+        return self.count([message])
 
     @abstractmethod
     def _start(self, reply: Reply, messages: list[Message], sampling: Sampling) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from huanhuan.chat.engine import Engine, Finish, Reply, Sampling
+from huanhuan.chat.engine import Engine, EngineError, Finish, Reply, Sampling
 from huanhuan.chat.runners import ThreadedEngine
 from huanhuan.template import Message
 
@@ -25,6 +25,8 @@ Problem = Literal["loop", "empty", "role"]
 
 # Letters between two looks at a reply that is being written.
 STRIDE = 24
+# Letters of an earlier text that what is said now is judged with.
+REACH = 1000
 _LONGEST_UNIT = 80
 
 _ROLE = re.compile(
@@ -38,38 +40,55 @@ _ROLE = re.compile(
 _SENTENCE = re.compile(r"[^。！？!?.\n]{6,}[。！？!?.\n]")
 
 
-def loops(text: str) -> bool:
+def loops(text: str, before: str = "") -> bool:
     """Whether ``text`` ends in a unit said over and over, or holds one sentence four times.
 
-    The shorter the unit, the more repetitions it takes: laughing and sighing are no loops.
+    The shorter the unit, the more repetitions it takes: laughing and sighing are no loops. If ``text`` goes on
+    from ``before``, the repetitions may begin there, but half of them must be new.
 
     >>> loops("好" * 30), loops("哈哈哈哈！"), loops("臣妾告退。" * 5), loops("臣妾告退。臣妾告退。")
     (True, False, True, False)
+    >>> loops("好了，说正事。", "好" * 30), loops("好" * 12, "好" * 12)
+    (False, True)
     """
-    stripped = text.rstrip()
+    whole = before + text
+    stripped = whole.rstrip()
+    new = len(stripped) - len(before)
     for size in range(1, min(_LONGEST_UNIT, len(stripped) // 3) + 1):
         times = 3 if size >= 20 else max(4, -(-24 // size))
-        if len(stripped) >= size * times and stripped.endswith(stripped[-size:] * times):
+        if len(stripped) >= size * times <= 2 * new and stripped.endswith(stripped[-size:] * times):
             return True
-    return any(count >= 4 for count in Counter(_SENTENCE.findall(text)).values())
+    sentences = [(found.group(), found.end() > len(before)) for found in _SENTENCE.finditer(whole)]
+    fresh = Counter(sentence for sentence, ends_in_text in sentences if ends_in_text)
+    return any(
+        fresh[sentence] >= 2 and count >= 4 for sentence, count in Counter(each for each, _ in sentences).items()
+    )
 
 
-def breaks_role(text: str) -> bool:
-    """Whether the character speaks as a language model.
+def breaks_role(text: str, before: str = "", *, finished: bool = True) -> bool:
+    """Whether the character speaks as a language model in ``text``, which may go on from ``before``.
+
+    While it is unfinished, the last words do not count yet: what follows may make them a question.
 
     >>> breaks_role("作为一个AI语言模型，我没有感情。"), breaks_role("本宫不知什么是人工智能。")
     (True, False)
     """
-    return bool(_ROLE.search(text))
+    whole = before + text
+    last = len(whole) if finished else len(whole) - 1
+    return any(len(before) < found.end() <= last for found in _ROLE.finditer(whole))
 
 
-def problem(text: str, *, finished: bool = True) -> Problem | None:
-    """What is wrong with a reply, or None; an unfinished one may still be empty."""
-    if finished and not re.search(r"\w", text):
+def problem(text: str, before: str = "", *, finished: bool = True) -> Problem | None:
+    """What is wrong with a reply, or None; an unfinished one may still be empty.
+
+    If it goes on from an earlier text, ``before``, only what is new is judged: that text was kept.
+    """
+    before = before[-REACH:]
+    if finished and not re.search(r"\w", before + text):
         return "empty"
-    if breaks_role(text):
-        return "role"
-    return "loop" if loops(text) else None
+    if loops(text, before):
+        return "loop"
+    return "role" if breaks_role(text, before, finished=finished) else None
 
 
 def adjusted(sampling: Sampling, found: Problem) -> Sampling:
@@ -90,15 +109,42 @@ class GuardedEngine(ThreadedEngine):
     def __init__(self, engine: Engine) -> None:
         super().__init__()
         self.inner = engine
-        self.kind, self.label, self.model = engine.kind, engine.label, engine.model
-        self.context_tokens, self.slots, self.timeouts = engine.context_tokens, engine.slots, engine.timeouts
-        self.fallback = engine.fallback
+        self.kind, self.timeouts = engine.kind, engine.timeouts
         self.counts: Counter[Problem] = Counter()
         self.kept = 0
+
+    @property
+    def label(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the engine inside says."""
+        return self.inner.label
+
+    @property
+    def model(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What answers now; a server may change it."""
+        return self.inner.model
+
+    @property
+    def fallback(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the engine inside says."""
+        return self.inner.fallback
+
+    @property
+    def context_tokens(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the engine inside bounds it."""
+        return self.inner.context_tokens
+
+    @property
+    def slots(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As many as the engine inside has."""
+        return self.inner.slots
 
     def count(self, messages: Sequence[Message]) -> int:
         """As the engine inside counts."""
         return self.inner.count(messages)
+
+    def size(self, message: Message) -> int:
+        """As the engine inside counts."""
+        return self.inner.size(message)
 
     def healthy(self) -> bool:
         """As the engine inside is."""
@@ -115,25 +161,28 @@ class GuardedEngine(ThreadedEngine):
         self.counts[found] += 1
         logger.warning("guard: %s, said once more (%s so far)", found, dict(self.counts))
         reply.restart()
-        finish, again = self._try(reply, messages, adjusted(sampling, found))
+        finish, again = self._try(reply, messages, adjusted(sampling, found), last=True)
         if again:
             self.kept += 1
             logger.warning("guard: %s again, kept (%d so far)", again, self.kept)
-        # A second loop was cut here, not by the visitor.
-        return "length" if again and finish == "stopped" and not reply.stop_requested else finish
+        return finish
 
-    def _try(self, reply: Reply, messages: list[Message], sampling: Sampling) -> tuple[Finish, Problem | None]:
-        """Pass one reply of the engine inside on to ``reply``; what was wrong with it."""
-        # A reply that goes on from an earlier text is judged together with it.
+    def _try(
+        self, reply: Reply, messages: list[Message], sampling: Sampling, *, last: bool = False
+    ) -> tuple[Finish, Problem | None]:
+        """Pass one reply of the engine inside on to ``reply``; how it ended and what was wrong with it.
+
+        The ``last`` try is kept whatever it says, so only a loop is cut there, which would have no end.
+        """
         before = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
         inner = self.inner.reply(messages, sampling)
         reply.on_stop(inner.stop)
         found: Problem | None = None
-        said, unseen = before, 0
+        said, unseen = "", 0
         try:
             for piece in inner.ticks():
                 if reply.started_at is None and inner.started_at is not None:
-                    reply.begin()
+                    reply.begin(inner.started_at)
                 # An engine that is far ahead hands over much at once: what is wrong is cut there all the same.
                 for part in (piece[at : at + STRIDE] for at in range(0, max(len(piece), 1), STRIDE)):
                     reply.add(part, inner.tokens)
@@ -141,25 +190,37 @@ class GuardedEngine(ThreadedEngine):
                     unseen += len(part)
                     if unseen >= STRIDE:
                         unseen = 0
-                        found = problem(said, finished=False)
+                        found = problem(said, before, finished=False)
+                        if last and found != "loop":
+                            found = None
                     if found:
                         break
                 if reply.done or found:
                     inner.stop()
                 if found:
                     break
+        except EngineError as error:
+            # Told at once: the slot of an engine that failed may come back later or never.
+            reply.fail(error)
+            raise
         finally:
             _wait_for_release(inner)
+            # A server may count its tokens after the last piece.
+            reply.tokens = inner.tokens
         if reply.stop_requested:
             return "stopped", None
-        return inner.finish or "stop", found or problem(before + inner.text)
+        return "cut" if found else inner.finish or "stop", found or problem(said, before)
 
 
-def _wait_for_release(reply: Reply, patience: float = 30.0) -> None:
-    """Until the engine has given the slot back, so that the slots counted outside are those really held."""
+def _wait_for_release(reply: Reply) -> None:
+    """Until the engine has given the slot back, however long that takes.
+
+    A slot that is given back outside while the engine inside still holds it would be given to somebody who
+    then waits in vain; a reply that is not released is seen, and counted as lost in the end.
+    """
     released = threading.Event()
     reply.on_release(released.set)
-    released.wait(patience)
+    released.wait()
 
 
 def guarded(engine: Engine, environ: Mapping[str, str] = os.environ) -> Engine:

@@ -13,21 +13,40 @@ import importlib.util
 import json
 import logging
 import os
+import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from huanhuan.chat.engine import EngineError, Finish, Reply, Sampling
-from huanhuan.chat.prompt import prompt_ids
-from huanhuan.chat.runners import LoopEngine
+from huanhuan.chat.prompt import message_size, prompt_ids
+from huanhuan.chat.runners import LoopEngine, call_on
+from huanhuan.cli import Terminated
 from huanhuan.errors import UserError
-from huanhuan.template import Message, lmdeploy_fields, stop_ids
+from huanhuan.template import Message, stop_ids
 
 logger = logging.getLogger("huanhuan.chat")
 
 BACKENDS = ("turbomind", "pytorch")
 # Seconds that a cancelled generation may take to give its slot back before its task is killed.
 STOP_PATIENCE = 5.0
+
+
+def import_lmdeploy() -> None:
+    """Import LMDeploy with its log on standard error and every other log as loud as it was.
+
+    By itself it writes to standard output, where the terminal chat's reply goes, and silences the handlers of
+    the process below errors, the guard's warnings with them.
+    """
+    levels = [(handler, handler.level) for handler in logging.root.handlers]
+    from lmdeploy.utils import get_logger
+
+    for handler in get_logger("lmdeploy").handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            handler.setStream(sys.stderr)
+    for handler, level in levels:
+        handler.setLevel(level)
 
 
 def wanted_backend() -> str:
@@ -77,6 +96,7 @@ def engine_config(backend: str, folder: Path, environ: dict[str, str] | None = N
 
     Raises: UserError with every variable that is out of range.
     """
+    import_lmdeploy()
     from lmdeploy import PytorchEngineConfig, TurbomindEngineConfig
 
     read = _Settings(os.environ if environ is None else environ)
@@ -141,17 +161,24 @@ class LMDeployEngine(LoopEngine):
         self.folder = Path(folder)
         self.model = self.folder.name
         wanted = backend or wanted_backend()
-        self.fallback = turbomind_problem(self.folder) if wanted == "turbomind" else None
-        self.backend = "pytorch" if self.fallback else wanted
-        if self.fallback:
-            logger.warning("%s: the PyTorch engine answers instead", self.fallback)
-        config = engine_config(self.backend, self.folder)
         try:
-            self._pipeline = self._build(config)
+            import_lmdeploy()
+            self.fallback = turbomind_problem(self.folder) if wanted == "turbomind" else None
+            self.backend = "pytorch" if self.fallback else wanted
+            if self.fallback:
+                logger.warning("%s: the PyTorch engine answers instead", self.fallback)
+            self._pipeline = self._build(engine_config(self.backend, self.folder))
             self.tokenizer: Any = self._pipeline.tokenizer.model.model
             self.stop_ids = stop_ids(self.tokenizer)
-        except UserError:
+        except (UserError, Terminated):
             raise
+        except SystemExit as error:
+            # How its check of the machine ends.
+            raise EngineError(
+                "LMDeploy 不能在这台机器上运行，请检查 GPU 与驱动，或换一个 HUANHUAN_ENGINE",
+                "LMDeploy cannot run on this machine: check the GPU and its driver, or choose another HUANHUAN_ENGINE",
+                error,
+            ) from error
         except Exception as error:
             raise EngineError(
                 f"LMDeploy 加载不了 {self.folder}，请检查模型文件和显存",
@@ -171,17 +198,19 @@ class LMDeployEngine(LoopEngine):
         self.loop = self._pipeline.internal_thread.loop
 
     def _build(self, config: Any) -> Any:
-        from lmdeploy import ChatTemplateConfig, pipeline
+        from lmdeploy import pipeline
 
-        return pipeline(
-            str(self.folder),
-            backend_config=config,
-            chat_template_config=ChatTemplateConfig(**lmdeploy_fields()),  # type: ignore[arg-type]
-        )
+        from huanhuan.chat.lmdeploy_template import chat_template_config
+
+        return pipeline(str(self.folder), backend_config=config, chat_template_config=chat_template_config())
 
     def count(self, messages: Sequence[Message]) -> int:
         """Exact number of prompt tokens."""
         return len(prompt_ids(self.tokenizer, messages))
+
+    def size(self, message: Message) -> int:
+        """Exact number of tokens."""
+        return message_size(self.tokenizer, message)
 
     def generation_config(self, sampling: Sampling) -> Any:
         """``sampling`` in LMDeploy's words. ``do_sample`` is False by default there and mutes the temperature."""
@@ -272,13 +301,16 @@ class LMDeployEngine(LoopEngine):
         working = getattr(manager, "_loop_task", None)
         if working is not None and working.done():
             return False
-        turned = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self.loop)
         try:
-            turned.result(5)
+            call_on(self.loop, asyncio.sleep(0), 5)
         except Exception:
             return False
         return True
 
-    def close(self) -> None:
-        """Stop every reply and give the GPU memory back."""
-        self._pipeline.close()
+    def close(self, patience: float = 20.0) -> None:
+        """Stop every reply and give the GPU memory back; after ``patience`` seconds that is left to the system."""
+        closing = threading.Thread(target=self._pipeline.close, name="lmdeploy-close", daemon=True)
+        closing.start()
+        closing.join(patience)
+        if closing.is_alive():
+            logger.error("LMDeploy does not end: left behind")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from huanhuan.paths import MODELS, in_checkout
 TRAINED, DEMO = "huanhuan", "huanhuan-demo"
 # The Chat-嬛嬛 that its authors published on ModelScope.
 PUBLISHED = "kmno4zx/huanhuan-chat-internlm2"
+# As the format itself limits it.
+_LONGEST_HEADER = 100_000_000
 
 
 class NoModel(UserError):
@@ -67,9 +70,9 @@ def model_folder(
 
 
 def checked(folder: Path) -> Path:
-    """``folder`` if it holds a configuration, weights and a tokenizer.
+    """``folder`` if it holds a configuration, whole weights and a tokenizer, as far as that is quick to tell.
 
-    Raises: UserError with everything that is missing.
+    Raises: UserError with everything that is missing or cut short.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: 找不到模型目录 / no such model folder: check HUANHUAN_MODEL or --model")
@@ -79,8 +82,46 @@ def checked(folder: Path) -> Path:
         "tokenizer": ["tokenizer.model", "tokenizer.json"],
     }
     missing = [name for name, patterns in wanted.items() if not any(any(folder.glob(each)) for each in patterns)]
+    missing += _missing_shards(folder)
+    problems = []
     if missing:
-        raise UserError(
-            f"{folder}: 缺少 {', '.join(missing)}，不是完整的模型 / is not a complete model: merge or download it again"
-        )
+        named = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+        problems.append(f"{folder}: 缺少 {named}，不是完整的模型 / is not a complete model: merge or download it again")
+    problems += [
+        f"{path}: 文件不完整 / is damaged or cut short: merge or download it again"
+        for path in sorted(folder.glob("*.safetensors"))
+        if not _whole(path)
+    ]
+    if problems:
+        raise UserError(problems)
     return folder
+
+
+def _missing_shards(folder: Path) -> list[str]:
+    """The weight files that an index names and the folder lacks; the first index there is counts, as in Transformers."""
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{whole}.index.json"
+        if (folder / whole).is_file():
+            return []
+        if index.is_file():
+            try:
+                named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                return [index.name]
+            return sorted(str(name) for name in named if not (folder / str(name)).is_file())
+    return []
+
+
+def _whole(path: Path) -> bool:
+    """Whether a safetensors file is as long as its header says."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(size - 8, _LONGEST_HEADER):
+                return False
+            header = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        return size == 8 + length + max(ends, default=0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return False

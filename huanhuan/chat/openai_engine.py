@@ -2,33 +2,57 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import logging
+import re
+import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import openai
 
-from huanhuan.chat.engine import EngineError, Finish, Reply, Sampling
+from huanhuan.chat.engine import EngineError, Finish, Reply, Sampling, whole_setting
 from huanhuan.chat.runners import LoopEngine, LoopThread
-from huanhuan.errors import UserError
 from huanhuan.template import Message
+
+logger = logging.getLogger("huanhuan.chat")
+
+# Seconds for which the answer of a health probe is good, so that probes put no load on the server.
+PROBE_EVERY = 5.0
+# Beside the text of a message: its role, its start, its end and two line ends.
+FRAME = 8
+# The characters of everyday Chinese, GB2312's first level, and its punctuation: each a token of its own.
+_COMMON = frozenset("，。！？：；、（）“”‘’《》…—·～").union(
+    bytes((row, cell)).decode("gb2312", "ignore") for row in range(0xB0, 0xD8) for cell in range(0xA1, 0xFF)
+)
+_PARTS = re.compile(r" ?[a-z]+|.", re.DOTALL)
 
 
 def estimated_tokens(text: str) -> int:
     """A number of tokens that Chinese or English text does not exceed with InternLM2's tokenizer.
 
-    A Chinese character takes at most about one token, rare ones three bytes each; English takes about a
-    token for four letters.
+    A common Chinese character is one token at most. One that the vocabulary may lack, an emoji for example, can
+    take a token for each of its bytes in UTF-8. English words take a token for about four letters, two here;
+    digits, capitals and signs one each.
 
-    >>> estimated_tokens("你好 hello")
-    5
+    >>> estimated_tokens("你好 hello"), estimated_tokens("嬛🌸"), estimated_tokens("2024!")
+    (5, 7, 5)
     """
-    wide = sum(1 for character in text if ord(character) > 127)
-    return wide + (len(text) - wide + 1) // 2
+    return sum(map(_tokens, _PARTS.findall(text)))
+
+
+def _tokens(part: str) -> int:
+    if part in _COMMON:
+        return 1
+    return (len(part) + 1) // 2 if part[-1].islower() and part.isascii() else len(part.encode("utf-8", "surrogatepass"))
 
 
 class OpenAIEngine(LoopEngine):
-    """Replies of a server, through the official client. A stop closes the connection, which frees the slot."""
+    """Replies of a server, through the official client. A stop closes the connection, which frees the slot.
+
+    ``model`` is what the server says that answers, which need not be the name it is asked for.
+    """
 
     kind = "openai"
     slots = 8
@@ -39,12 +63,12 @@ class OpenAIEngine(LoopEngine):
         ``HUANHUAN_CONTEXT`` (tokens, default 4096) and ``HUANHUAN_SLOTS`` (replies at a time, default 8) say
         what the server can take.
 
-        Raises: EngineError if the server does not answer.
+        Raises: EngineError if the server does not answer and no ``model`` is named; UserError for a wrong setting.
         """
         super().__init__()
         self.url = url
-        self.context_tokens = _positive("HUANHUAN_CONTEXT", 4096)
-        self.slots = _positive("HUANHUAN_SLOTS", 8)
+        self.context_tokens = whole_setting("HUANHUAN_CONTEXT", 4096)
+        self.slots = whole_setting("HUANHUAN_SLOTS", 8)
         self._client = openai.AsyncOpenAI(
             base_url=url,
             # The client refuses an empty key even for a server that asks for none.
@@ -54,11 +78,19 @@ class OpenAIEngine(LoopEngine):
         )
         self._thread = LoopThread("openai-loop")
         self.loop = self._thread.loop
-        self.model = model or self._first_model()
+        self._named = bool(model)
+        # What is known of the server: whether it is LMDeploy's, and whether it takes parameters beyond OpenAI's.
+        self._lmdeploy: bool | None = None
+        self._extras = True
+        self._probing = threading.Lock()
+        self._probed_at, self._well = float("-inf"), False
+        self._asked_for = model or self._first_model()
+        self.model = self._asked_for
         self.label = "OpenAI API"
 
     async def _offered(self, timeout: float) -> list[str]:
         page = await self._client.models.list(timeout=timeout)
+        self._lmdeploy = any(getattr(each, "owned_by", None) == "lmdeploy" for each in page.data)
         return [each.id for each in page.data]
 
     def _first_model(self) -> str:
@@ -74,36 +106,71 @@ class OpenAIEngine(LoopEngine):
 
     def count(self, messages: Sequence[Message]) -> int:
         """An upper estimate: the server's tokenizer is not here."""
-        return sum(estimated_tokens(each["content"]) + 8 for each in messages) + 8
+        return sum(map(self.size, messages)) + FRAME
+
+    def size(self, message: Message) -> int:
+        """An upper estimate."""
+        return estimated_tokens(message["content"]) + FRAME
 
     def request(self, messages: Sequence[Message], sampling: Sampling) -> dict[str, Any]:
-        """The request of one reply. Parameters outside OpenAI's own go in ``extra_body``."""
-        extra: dict[str, Any] = {"repetition_penalty": sampling.repetition_penalty}
-        if sampling.top_k and not sampling.greedy:
-            extra["top_k"] = sampling.top_k
+        """The request of one reply. Parameters outside OpenAI's own go in ``extra_body``, and only if they say
+        anything: a strict server refuses names it does not know."""
+        extra: dict[str, Any] = {}
+        if sampling.repetition_penalty != 1:
+            extra["repetition_penalty"] = sampling.repetition_penalty
         if sampling.greedy:
             # LMDeploy's server always samples; the single likeliest token is greedy.
             extra["top_k"] = 1
+        elif sampling.top_k or self._lmdeploy:
+            # LMDeploy takes the 40 likeliest if it is told nothing.
+            extra["top_k"] = sampling.top_k
         request: dict[str, Any] = {
-            "model": self.model,
+            "model": self._asked_for,
             "messages": list(messages),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_new_tokens,
             "stream": True,
             "stream_options": {"include_usage": True},
-            "extra_body": extra,
         }
+        if extra and self._extras:
+            request["extra_body"] = extra
         if sampling.seed is not None:
             request["seed"] = sampling.seed
         return request
+
+    async def _open(self, messages: Sequence[Message], sampling: Sampling) -> Any:
+        """The stream of one reply. What the server refuses or no longer has is left out or replaced, once."""
+        if self._lmdeploy is None and not sampling.top_k:
+            with contextlib.suppress(openai.OpenAIError):
+                await self._offered(5)
+        request = self.request(messages, sampling)
+        create = self._client.chat.completions.create
+        try:
+            return await create(**request)
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            extra = request.pop("extra_body", None)
+            if extra is None:
+                raise
+            stream = await create(**request)
+            self._extras = False
+            logger.warning("%s: refuses %s, left out from now on: %s", self.url, ", ".join(extra), error)
+            return stream
+        except openai.NotFoundError:
+            offered = [] if self._named else await self._offered(10)
+            if not offered or self._asked_for in offered:
+                raise
+            logger.warning("%s: %s is gone, %s answers now", self.url, self._asked_for, offered[0])
+            self._asked_for = request["model"] = offered[0]
+            return await create(**request)
 
     async def _write(self, reply: Reply, messages: list[Message], sampling: Sampling) -> Finish:
         reply.begin()
         finish: Finish | None = None
         pieces = 0
-        async with await self._client.chat.completions.create(**self.request(messages, sampling)) as stream:
+        async with await self._open(messages, sampling) as stream:
             async for chunk in stream:
+                self.model = getattr(chunk, "model", None) or self.model
                 usage = getattr(chunk, "usage", None)
                 if usage and usage.completion_tokens:
                     reply.add("", usage.completion_tokens)
@@ -141,17 +208,26 @@ class OpenAIEngine(LoopEngine):
         return EngineError(zh, en, error)
 
     def healthy(self) -> bool:
-        """Whether the server lists its models within five seconds."""
-        try:
-            self._thread.call(self._offered(5), 6)
-        except Exception:
-            return False
-        return True
+        """Whether the server lists its models within five seconds; asked at most every :data:`PROBE_EVERY`."""
+        with self._probing:
+            if time.monotonic() - self._probed_at > PROBE_EVERY:
+                try:
+                    self._thread.call(self._offered(5), 6)
+                    self._well = True
+                except Exception:
+                    self._well = False
+                self._probed_at = time.monotonic()
+            return self._well
 
     def close(self) -> None:
         """End what runs and close the connections."""
-        if not self.loop.is_closed():
+        if self.loop.is_closed():
+            return
+        try:
             self._thread.call(self._client.close(), 10)
+        except Exception as error:
+            # The thread may hang or be gone; there is nothing left to close then.
+            logger.warning("closing the connections: %r", error)
         self._thread.close()
 
 
@@ -162,12 +238,3 @@ def _finish(reason: str) -> Finish:
     if reason in ("abort", "cancel"):
         return "stopped"
     return "length" if reason == "length" else "stop"
-
-
-def _positive(name: str, default: int) -> int:
-    text = os.environ.get(name, "").strip()
-    if not text:
-        return default
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"{name}={text}: 需要正整数 / must be a whole number over 0: correct it or unset it")
-    return int(text)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import threading
 from abc import abstractmethod
 from collections.abc import Coroutine
+from concurrent.futures import CancelledError
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
 from huanhuan.chat.engine import Engine, EngineError, Finish, Reply, Sampling
 from huanhuan.template import Message
+
+logger = logging.getLogger("huanhuan.chat")
 
 
 class ThreadedEngine(Engine):
@@ -25,7 +31,8 @@ class ThreadedEngine(Engine):
             reply.end(self._write(reply, messages, sampling))
         except EngineError as error:
             reply.fail(error)
-        except Exception as error:
+        except BaseException as error:
+            # A library's SystemExit ends this thread only; the reply must not stay open.
             reply.fail(self.explain(error))
         finally:
             reply.release()
@@ -44,17 +51,41 @@ class LoopThread:
         self._thread.start()
 
     def call(self, coroutine: Coroutine[Any, Any, Any], timeout: float) -> Any:
-        """Run ``coroutine`` on the loop and wait for its result."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout)
+        """Run ``coroutine`` on the loop and wait for its result. Raises: TimeoutError, and what it raises."""
+        return call_on(self.loop, coroutine, timeout)
 
-    def close(self) -> None:
-        """Cancel what runs, stop the loop and wait for the thread."""
+    def close(self, patience: float = 10.0) -> None:
+        """Cancel what runs, stop the loop and wait for the thread; a loop that does not turn is left behind."""
         if self.loop.is_closed():
             return
-        asyncio.run_coroutine_threadsafe(_cancel_all(), self.loop).result(10)
+        try:
+            # An earlier attempt that was left behind cancels this one too.
+            with contextlib.suppress(CancelledError):
+                self.call(_cancel_all(), patience)
+        except (FutureTimeoutError, RuntimeError):
+            logger.warning("%s does not end: left behind", self._thread.name)
+            return
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(10)
-        self.loop.close()
+        self._thread.join(patience)
+        if not self._thread.is_alive():
+            self.loop.close()
+
+
+def call_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], timeout: float) -> Any:
+    """Run ``coroutine`` on a loop of another thread and wait for its result.
+
+    Raises: what it raises, TimeoutError after ``timeout`` seconds, RuntimeError if the loop is closed.
+    """
+    try:
+        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    except RuntimeError:
+        coroutine.close()
+        raise
+    try:
+        return future.result(timeout)
+    except FutureTimeoutError:
+        future.cancel()
+        raise
 
 
 async def _cancel_all() -> None:
@@ -65,12 +96,23 @@ async def _cancel_all() -> None:
 
 
 class LoopEngine(Engine):
-    """An engine whose replies are tasks of one event loop; a stop reaches a task wherever it waits."""
+    """An engine whose replies are tasks of one event loop; a stop reaches a task wherever it waits.
+
+    A loop that is blocked or has ended runs no task; then the reply is overdue in the end, like any other that
+    the engine has taken, and its slot does not come back before the loop turns again.
+    """
 
     loop: asyncio.AbstractEventLoop
 
     def _start(self, reply: Reply, messages: list[Message], sampling: Sampling) -> None:
-        asyncio.run_coroutine_threadsafe(self._run(reply, messages, sampling), self.loop)
+        writing = self._run(reply, messages, sampling)
+        try:
+            asyncio.run_coroutine_threadsafe(writing, self.loop)
+        except RuntimeError as error:
+            # The loop is closed, so the engine is.
+            writing.close()
+            reply.fail(self.explain(error))
+            reply.release()
 
     async def _run(self, reply: Reply, messages: list[Message], sampling: Sampling) -> None:
         writing = asyncio.ensure_future(self._write(reply, messages, sampling))

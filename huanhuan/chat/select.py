@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Literal
 
 from huanhuan.chat.arrival import Report
-from huanhuan.chat.engine import Engine
+from huanhuan.chat.engine import Engine, EngineError
 from huanhuan.chat.model_folder import model_folder
+from huanhuan.cli import Terminated
 from huanhuan.errors import UserError
 
 Kind = Literal["lmdeploy", "openai", "transformers"]
@@ -52,7 +53,20 @@ def build(model: str | None = None, environ: Mapping[str, str] = os.environ, rep
 
     Raises: UserError if no model is found or the engine cannot start.
     """
-    kind = choose(environ)
+    try:
+        return _build(choose(environ), model, environ, report)
+    except Terminated:
+        raise
+    except SystemExit as error:
+        # Libraries that check the machine end the process; here they end a start that can be tried again.
+        raise EngineError(
+            "引擎不能在这台机器上运行，请检查 GPU 与驱动",
+            "the engine cannot run on this machine: check the GPU and its driver",
+            error,
+        ) from error
+
+
+def _build(kind: Kind, model: str | None, environ: Mapping[str, str], report: Report) -> Engine:
     if kind == "openai":
         url = environ.get("HUANHUAN_API_BASE", "").strip()
         if not url:

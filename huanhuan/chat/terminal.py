@@ -32,13 +32,24 @@ def sampling_from(
         raise UserError(f"采样参数不对 / wrong sampling option: {error}") from None
 
 
-def chat(*, persona: str, model: str | None, say: str | None, **options: object) -> int:
+def log_to_standard_error(wanted: bool) -> None:
+    """Show this project's log, from what the guard did to the details of an error, or nothing of it.
+
+    Without it, what goes wrong is one line where it happens.
+    """
+    log = logging.getLogger("huanhuan")
+    handler = logging.StreamHandler() if wanted else logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def chat(*, persona: str, model: str | None, say: str | None, verbose: bool = False, **options: object) -> int:
     """Say one thing or talk until /quit; the exit code. Raises: UserError as loading the card and the engine do."""
     sampling = sampling_from(**options)  # type: ignore[arg-type]
     card = load_persona(persona)
-    # What went wrong is said in one line below; the details go to the log only if somebody listens to it.
-    logging.getLogger("huanhuan").addHandler(logging.NullHandler())
-    logging.getLogger("huanhuan").propagate = False
+    log_to_standard_error(verbose)
     engine = guarded(build(model, report=_report if say is None else _silent))
     try:
         if say is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +20,15 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from huanhuan.chat.decoding import IncrementalDecoder
-from huanhuan.chat.engine import EngineError, Finish, Reply, Sampling
-from huanhuan.chat.prompt import prompt_ids
+from huanhuan.chat.engine import EngineError, Finish, Reply, Sampling, whole_setting
+from huanhuan.chat.prompt import message_size, prompt_ids
 from huanhuan.chat.runners import ThreadedEngine
 from huanhuan.template import Message, stop_ids
+
+logger = logging.getLogger("huanhuan.chat")
+
+# Tokens a conversation may have if HUANHUAN_CONTEXT does not say; the KV cache of more is slow on a CPU.
+CONTEXT = 4096
 
 
 class _Stream(BaseStreamer):
@@ -70,9 +76,12 @@ class TransformersEngine(ThreadedEngine):
     def __init__(self, folder: Path | str) -> None:
         """Load the model of ``folder``: bf16 on a GPU, fp32 on a CPU.
 
-        Raises: EngineError if the folder does not hold a model that can be loaded.
+        ``HUANHUAN_CONTEXT`` (tokens, default 4096) bounds a conversation, and so does what the model was made for.
+
+        Raises: EngineError if the folder does not hold a model that can be loaded; UserError for a wrong setting.
         """
         super().__init__()
+        wanted = whole_setting("HUANHUAN_CONTEXT", CONTEXT)
         self.folder = Path(folder)
         self.model = self.folder.name
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -89,8 +98,10 @@ class TransformersEngine(ThreadedEngine):
                 f"cannot load {self.folder}: check that the model is complete",
                 error,
             ) from error
-        self.context_tokens = int(getattr(self._model.config, "max_position_embeddings", 4096))
+        self.context_tokens = min(wanted, int(getattr(self._model.config, "max_position_embeddings", wanted)))
         self._lock = threading.Lock()
+        # The reply that holds the lock and the thread that writes it.
+        self._writing: tuple[Reply, threading.Thread] | None = None
 
     def _load(self, dtype: torch.dtype) -> PreTrainedModel:
         settings: dict[str, Any] = {"trust_remote_code": True, "torch_dtype": dtype, "low_cpu_mem_usage": True}
@@ -103,6 +114,10 @@ class TransformersEngine(ThreadedEngine):
     def count(self, messages: Sequence[Message]) -> int:
         """Exact number of prompt tokens."""
         return len(prompt_ids(self.tokenizer, messages))
+
+    def size(self, message: Message) -> int:
+        """Exact number of tokens."""
+        return message_size(self.tokenizer, message)
 
     def generation_config(self, sampling: Sampling) -> GenerationConfig:
         """``sampling`` in Transformers' words; nothing comes from the model's own generation config."""
@@ -128,12 +143,16 @@ class TransformersEngine(ThreadedEngine):
         while not self._lock.acquire(timeout=0.1):
             if reply.stop_requested:
                 return "stopped"
+        self._writing = reply, threading.current_thread()
         try:
             return self._generate(reply, prompt_ids(self.tokenizer, messages), sampling)
         finally:
+            self._writing = None
             self._lock.release()
 
     def _generate(self, reply: Reply, ids: list[int], sampling: Sampling) -> Finish:
+        if self._model is None:
+            raise EngineError("引擎已经关闭", "the engine is closed")
         stream = _Stream(reply, self.tokenizer, set(self.stop_ids))
         inputs = torch.tensor([ids], device=self.device)
         reply.begin()
@@ -150,7 +169,22 @@ class TransformersEngine(ThreadedEngine):
             )
         return "stop" if stream.last in self.stop_ids else "length"
 
-    def close(self) -> None:
-        """Drop the weights once the running reply has ended."""
-        with self._lock:
+    def healthy(self) -> bool:
+        """Whether the model is there and the thread that writes, if any, still makes progress."""
+        writing = self._writing
+        if writing is None:
+            return self._model is not None
+        reply, thread = writing
+        return thread.is_alive() and not reply.overdue
+
+    def close(self, patience: float = 10.0) -> None:
+        """Stop the running reply and drop the weights; after ``patience`` seconds they are left to it."""
+        if writing := self._writing:
+            writing[0].stop()
+        if not self._lock.acquire(timeout=patience):
+            logger.warning("a reply does not end: the weights are left to it")
+            return
+        try:
             self._model = None
+        finally:
+            self._lock.release()

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,10 +20,19 @@ from huanhuan.chat import arrival, model_folder
 from huanhuan.chat.arrival import MANIFEST, fetched, hubs, is_id, missing_files, wanted_files
 from huanhuan.errors import UserError
 
+ROOT = Path(__file__).parents[2]
+
+
+def tensors(size: int) -> bytes:
+    """A safetensors file with ``size`` bytes of weights."""
+    header = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    return len(header).to_bytes(8, "little") + header + b"w" * size
+
+
 CONTENT = {
     "config.json": b"{}",
-    "model-1.safetensors": b"w" * 5000,
-    "model-2.safetensors": b"v" * 7000,
+    "model-1.safetensors": tensors(5000),
+    "model-2.safetensors": tensors(7000),
     "tokenizer.model": b"t" * 100,
     "old.bin": b"b" * 9000,
     "README.md": b"#",
@@ -137,18 +156,107 @@ def test_names() -> None:
         hubs({"HUANHUAN_HUB": "git"})
 
 
-def test_the_clients_are_asked_for_what_they_offer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The two official clients, as far as that goes without a network: their signatures."""
-    import inspect
+class Site(ThreadingHTTPServer):
+    """modelscope.cn and huggingface.co as far as their own clients ask them for one model, ``owner/model``."""
 
-    import huggingface_hub
-    from modelscope.hub.api import HubApi
-    from modelscope.hub.snapshot_download import snapshot_download
+    daemon_threads = True
 
-    assert {"local_dir", "allow_patterns"} <= set(inspect.signature(snapshot_download).parameters)
-    assert {"local_dir", "allow_patterns"} <= set(inspect.signature(huggingface_hub.snapshot_download).parameters)
-    assert "model_id" in inspect.signature(HubApi.get_model_files).parameters
-    assert "files_metadata" in inspect.signature(huggingface_hub.HfApi.model_info).parameters
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Pages)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.sent: list[str] = []
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+
+class _Pages(BaseHTTPRequestHandler):
+    server: Site
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        url = urllib.parse.urlsplit(self.path)
+        commit = "1" * 40
+        if url.path == "/api/v1/models/owner/model/repo/files":
+            folder = {"Path": "sub", "Name": "sub", "Size": 0, "Type": "tree"}
+            files = [{"Path": path, "Size": len(content), "Type": "blob"} for path, content in CONTENT.items()]
+            self._json({"Code": 200, "Success": True, "Data": {"Files": [folder, *files]}})
+        elif url.path == "/api/v1/models/owner/model/repo":
+            self._file(urllib.parse.parse_qs(url.query)["FilePath"][0])
+        elif url.path in ("/api/models/owner/model", "/api/models/owner/model/revision/main"):
+            files = [{"rfilename": path, "size": len(content)} for path, content in CONTENT.items()]
+            self._json({"id": "owner/model", "modelId": "owner/model", "sha": commit, "siblings": files})
+        elif url.path.startswith(place := f"/owner/model/resolve/{commit}/"):
+            self._file(url.path.removeprefix(place), {"X-Repo-Commit": commit})
+        else:
+            self.send_error(404)
+
+    def _json(self, value: Any) -> None:
+        self._send(json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _file(self, path: str, headers: dict[str, str] | None = None) -> None:
+        if self.command == "GET":
+            self.server.sent.append(path)
+        digest = hashlib.sha256(CONTENT[path]).hexdigest()
+        self._send(CONTENT[path], {"ETag": f'"{digest}"', **(headers or {})})
+
+    def _send(self, content: bytes, headers: dict[str, str]) -> None:
+        self.send_response(200)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    running = Site()
+    yield running
+    running.shutdown()
+    running.server_close()
+
+
+FETCH = """
+import sys
+from pathlib import Path
+from huanhuan.chat.arrival import fetched, hubs
+print(fetched("owner/model", hubs(), Path(sys.argv[1]), lambda doing, share: None))
+"""
+
+
+@pytest.mark.parametrize("hub", ["modelscope", "huggingface"])
+def test_the_official_clients_fetch_a_model_with_a_folder_in_it(site: Site, tmp_path: Path, hub: str) -> None:
+    """In a process of its own: the clients read where the hub is when they are imported."""
+    environ = {
+        **{name: value for name, value in os.environ.items() if "proxy" not in name.lower()},
+        "HUANHUAN_HUB": hub,
+        "HF_ENDPOINT": site.url,
+        "MODELSCOPE_ENDPOINT": site.url,
+        "HOME": str(tmp_path),
+        "HF_HUB_OFFLINE": "0",
+        "TRANSFORMERS_OFFLINE": "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", FETCH, str(tmp_path)],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "owner--model"
+    assert done.stdout.splitlines()[-1] == str(folder)
+    wanted = wanted_files({path: len(content) for path, content in CONTENT.items()})
+    assert "sub/extra.json" in wanted and not missing_files(folder, wanted)
+    assert all((folder / path).read_bytes() == CONTENT[path] for path in wanted)
+    assert sorted(site.sent) == sorted(wanted), "nothing else is fetched"
 
 
 def test_what_is_taken_when_nothing_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +268,6 @@ def test_what_is_taken_when_nothing_is_set(tmp_path: Path, monkeypatch: pytest.M
     for name in ("huanhuan-demo", "huanhuan"):
         (tmp_path / name).mkdir()
         for file in ("config.json", "model.safetensors", "tokenizer.model"):
-            (tmp_path / name / file).write_text("{}")
+            (tmp_path / name / file).write_bytes(tensors(0))
         assert model_folder.model_folder(environ={}, models=tmp_path) == tmp_path / name
     assert model_folder.model_folder("owner/model", environ) == tmp_path / "kept" / "owner--model"

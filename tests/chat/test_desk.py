@@ -12,8 +12,8 @@ from fake_engine import FakeEngine  # type: ignore[import-not-found]
 
 from huanhuan.chat import desk as desk_module
 from huanhuan.chat.desk import Desk, Limits, Refused
-from huanhuan.chat.engine import EngineError, Reply, Sampling, Timeouts
-from huanhuan.chat.guard import GuardedEngine
+from huanhuan.chat.engine import EngineError, Finish, Reply, Sampling, Timeouts
+from huanhuan.chat.guard import GuardedEngine, guarded
 from huanhuan.errors import UserError
 from huanhuan.template import Message
 
@@ -67,6 +67,8 @@ def test_a_full_queue_refuses_and_takes_again_later(engine: FakeEngine, desk: De
     replies[4].stop()
     assert replies[4].wait(1) and replies[4].finish == "stopped"
     engine.fault = None
+    # The keeper of the desk lives with a visitor who has asked nothing yet.
+    desk._look()
     taken = desk.ask("late", said("话"), SAMPLING)
     replies[0].stop()
     assert taken.result()
@@ -131,24 +133,68 @@ def test_a_message_too_long_fails_alone(engine: FakeEngine, desk: Desk) -> None:
     assert desk.ask("v", said("话"), SAMPLING).result()
 
 
-def test_a_slot_that_never_comes_back_makes_the_desk_ill(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Stuck(FakeEngine):
-        def _write(self, reply: Reply, messages: list[Message], sampling: Sampling) -> object:
-            reply.begin()
-            stuck.wait(10)
-            return "stop"
+class Stuck(FakeEngine):
+    """Takes every reply and does nothing with it, not even stop, until it is told to go on."""
 
-    stuck = threading.Event()
-    desk = Desk(Stuck(), Limits(lost=0.1))
+    def __init__(self) -> None:
+        super().__init__()
+        self.timeouts = Timeouts(0.3, 0.3, 5)
+        self.go_on = threading.Event()
+
+    def _write(self, reply: Reply, messages: list[Message], sampling: Sampling) -> Finish:
+        self.go_on.wait(30)
+        return super()._write(reply, messages, sampling)
+
+
+@pytest.fixture
+def stuck() -> Iterator[Stuck]:
+    engine = Stuck()
+    yield engine
+    engine.go_on.set()
+
+
+@pytest.mark.parametrize("guard", ["on", "off"])
+def test_a_slot_that_never_comes_back_makes_the_desk_ill_and_nobody_waits_for_it(stuck: Stuck, guard: str) -> None:
+    desk = Desk(guarded(stuck, {"HUANHUAN_GUARD": guard}), Limits(lost=0.5))
     try:
         assert desk.healthy()
-        desk.ask("v", said("话"), SAMPLING).stop()
-        eventually(lambda: not desk.healthy())
-        stuck.set()
+        first, second = (desk.ask(visitor, said("话"), SAMPLING) for visitor in "ab")
+        with pytest.raises(EngineError, match="did not answer in time"):
+            first.result()
+        assert desk.running == 1, "a slot that the engine holds is not given away"
+        with pytest.raises(Refused, match="does not respond"):
+            second.result()
+        assert not desk.healthy() and desk.lost == 1 and desk.waiting == 0 and not stuck.seen
+        with pytest.raises(Refused, match="does not respond"):
+            desk.ask("c", said("话"), SAMPLING)
+        stuck.go_on.set()
         eventually(desk.healthy)
+        assert desk.ask("d", said("话"), SAMPLING).result() == "回「话」第1句"
     finally:
-        stuck.set()
+        stuck.go_on.set()
         desk.close()
+
+
+def test_one_slot_lost_leaves_the_others(stuck: Stuck) -> None:
+    desk = Desk(guarded(stuck, {}), Limits(lost=0.1))
+    stuck.slots = 2
+    try:
+        desk.ask("a", said("话"), SAMPLING).stop()
+        eventually(lambda: desk.lost == 1)
+        assert desk.healthy()
+        stuck.go_on.set()
+        eventually(lambda: desk.lost == 0)
+        assert desk.ask("b", said("话"), SAMPLING).result()
+    finally:
+        desk.close()
+
+
+def test_waiting_in_the_queue_is_not_counted(engine: FakeEngine, desk: Desk) -> None:
+    engine.timeouts, engine.delay = Timeouts(0.3, 0.3, 0.9), 0.05
+    replies = [desk.ask(f"v{i}", said("话"), SAMPLING) for i in range(4)]
+    assert [reply.result() for reply in replies] == ["回「话」第1句"] * 4
+    waited = [(reply.admitted_at or 0) - reply.asked_at for reply in replies]
+    assert waited[0] < 0.1 and waited[3] > 0.9 and waited == sorted(waited)
 
 
 def test_closing_stops_everybody(engine: FakeEngine) -> None:

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 import pytest
 from fake_engine import FakeEngine  # type: ignore[import-not-found]
 from hypothesis import given
 from hypothesis import strategies as st
 
-from huanhuan.chat.engine import EngineError, Sampling, Timeouts
+from huanhuan.chat.engine import EngineError, Reply, Sampling, Timeouts
 from huanhuan.errors import UserError
 from huanhuan.template import CONTROL_TOKENS, Message
 
@@ -132,6 +133,69 @@ def test_what_reaches_the_engine_is_clean_fits_and_ends_with_the_user(text: str,
     assert engine.count(kept) <= room
     assert kept[0]["role"] == "system" and kept[-1] == {"role": "user", "content": "末"}
     assert [each["role"] for each in kept[1:]].count("assistant") <= 2
+
+
+class Counting(FakeEngine):
+    """Counts the letters that it is asked to count."""
+
+    counted = 0
+
+    def count(self, messages: Sequence[Message]) -> int:
+        found = super().count(messages)
+        self.counted += found
+        return found
+
+
+def test_a_conversation_far_too_long_is_counted_once_and_only_what_can_be_kept() -> None:
+    engine = Counting(context_tokens=4096)
+    texts = [f"这是第{number:04d}句话，" + "说得长一些" * 20 for number in range(4001)]
+    started = time.perf_counter()
+    kept = engine.fit(talk(*texts, system="人设"), Sampling(max_new_tokens=512))
+    assert time.perf_counter() - started < 0.5
+    assert kept[0]["content"] == "人设" and kept[-1]["content"] == texts[-1]
+    assert 3300 < engine.count(kept) <= 3584
+    assert engine.counted < 4 * 4096
+
+
+def test_a_sum_that_is_too_small_is_not_believed() -> None:
+    class Careless(FakeEngine):
+        def size(self, message: Message) -> int:
+            return 1
+
+    engine = Careless(context_tokens=100)
+    kept = engine.fit(talk(*["十个字的一句话又来了"] * 21), Sampling(max_new_tokens=40))
+    assert engine.count(kept) <= 60 and [each["role"] for each in kept] == ["user", "assistant"] * 2 + ["user"]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["user", "assistant"]), st.integers(1, 9)), min_size=1, max_size=12),
+    st.integers(1, 60),
+    st.booleans(),
+)
+def test_no_more_is_dropped_than_must_be(turns: list[tuple[str, int]], room: int, system: bool) -> None:
+    rest: list[Message] = [{"role": role, "content": "字" * size} for role, size in turns]  # type: ignore[typeddict-item]
+    head = talk(system="人设") if system else []
+    engine = FakeEngine(context_tokens=room + 5)
+    starts = [0, *(place for place, each in enumerate(rest) if place and each["role"] == "user")]
+    fits = [place for place in starts if engine.count([*head, *rest[place:]]) <= room]
+    try:
+        kept = engine.fit([*head, *rest], Sampling(max_new_tokens=5))
+    except EngineError as error:
+        assert not fits or ("say something" in str(error) and not any(role == "user" for role, _ in turns))
+    else:
+        assert kept == [*head, *rest[fits[0] :]]
+
+
+def test_time_counts_from_when_an_engine_takes_the_reply() -> None:
+    reply = Reply(Timeouts(0.05, 9, 9))
+    time.sleep(0.1)
+    reply.check_time()
+    assert not reply.overdue and not reply.done, "it still waits in a queue"
+    reply.admit()
+    assert not reply.overdue
+    time.sleep(0.1)
+    reply.check_time()
+    assert reply.overdue and reply.error and reply.stop_requested, "the engine never began"
 
 
 def test_importing_the_interface_loads_no_engine() -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 
 import pytest
 from fake_engine import FakeEngine  # type: ignore[import-not-found]
 from hypothesis import given
 from hypothesis import strategies as st
 
-from huanhuan.chat.engine import GREEDY, EngineError, Sampling
-from huanhuan.chat.guard import GuardedEngine, adjusted, guarded, loops, problem
+from huanhuan.chat.engine import GREEDY, EngineError, Finish, Reply, Sampling
+from huanhuan.chat.guard import GuardedEngine, adjusted, breaks_role, guarded, loops, problem
 from huanhuan.template import Message
 
 ASKED: list[Message] = [{"role": "user", "content": "你是谁？"}]
@@ -103,7 +104,86 @@ def test_it_tries_only_once_more() -> None:
 
 def test_a_second_loop_is_cut_and_says_so() -> None:
     reply = GuardedEngine(FakeEngine(lambda _: "好的，" * 300)).reply(ASKED)
-    assert reply.wait(5) and reply.finish == "length" and 20 < len(reply.text) < 200
+    assert reply.wait(5) and reply.finish == "cut" and 20 < len(reply.text) < 200
+
+
+def test_a_second_try_out_of_role_is_kept_whole_and_ends_as_it_did() -> None:
+    text = "作为一个AI语言模型，我没有名字。" + "".join(f"第{number}句各不相同。" for number in range(30))
+    engine = GuardedEngine(FakeEngine(lambda _: text))
+    assert engine.reply(ASKED).result() == text
+    long = engine.reply(ASKED, Sampling(max_new_tokens=100))
+    assert long.wait(5) and long.finish == "length" and long.text == text[:100]
+    assert engine.counts == {"role": 2} and engine.kept == 2
+
+
+@pytest.mark.parametrize(
+    "kept", ["好的，" * 40, "今日天气甚好，正该出门。" * 5, "作为一个AI语言模型，我没有名字。", "……"]
+)
+def test_what_was_kept_before_is_no_fault_of_its_continuation(kept: str) -> None:
+    more = "罢了，不说这些。" + "".join(f"第{number}件事要紧。" for number in range(9))
+    engine = GuardedEngine(FakeEngine(lambda _: more))
+    reply = engine.reply([*ASKED, {"role": "assistant", "content": kept}])
+    assert reply.result() == more and not engine.counts
+
+
+def test_a_loop_that_goes_on_over_the_border_is_noticed() -> None:
+    engine = GuardedEngine(FakeEngine(turns("好的，" * 100, GOOD)))
+    reply = engine.reply([*ASKED, {"role": "assistant", "content": "知道了。" + "好的，" * 3}])
+    assert reply.result().endswith(GOOD) and engine.counts == {"loop": 1}
+    assert loops("好的，" * 4, "好的，" * 4) and not loops("好的，", "好的，" * 8)
+    sentence = "今日天气甚好，正该出门。"
+    assert loops(f"是啊。{sentence}走吧！{sentence}", f"{sentence}可不是。{sentence}")
+    assert not loops(f"是啊。{sentence}走吧！", f"{sentence}可不是。{sentence}嗯。{sentence}")
+
+
+def test_words_that_may_still_become_a_question_are_waited_for() -> None:
+    asked = "你问我究竟是什么，我倒也想问一问你，我是人工智能"
+    assert len(asked) == 24 and not breaks_role(asked, finished=False) and breaks_role(asked)
+    engine = GuardedEngine(FakeEngine(lambda _: asked + "吗？我可不知道。"))
+    assert engine.reply(ASKED).result().endswith("不知道。") and not engine.counts
+
+
+class Late(FakeEngine):
+    """Takes its time before the first piece, and counts its tokens after the last one."""
+
+    def _write(self, reply: Reply, messages: list[Message], sampling: Sampling) -> Finish:
+        reply.begin()
+        time.sleep(0.15)
+        for piece in self.answer(messages):
+            reply.add(piece)
+        reply.add("", 99)
+        return "stop"
+
+
+def test_times_and_tokens_are_those_of_the_engine_inside() -> None:
+    reply = GuardedEngine(Late(lambda _: GOOD)).reply(ASKED)
+    assert reply.result() == GOOD and reply.wait(5) and reply.tokens == 99
+    assert reply.first_token_seconds is not None and 0.15 <= reply.first_token_seconds < 1
+
+
+def test_what_answers_and_how_much_it_takes_is_asked_anew() -> None:
+    fake = FakeEngine()
+    engine = GuardedEngine(fake)
+    fake.model, fake.label, fake.slots, fake.context_tokens, fake.fallback = "other", "Other", 7, 99, "why"
+    assert (engine.model, engine.label, engine.slots, engine.context_tokens, engine.fallback) == (
+        "other",
+        "Other",
+        7,
+        99,
+        "why",
+    )
+
+
+def test_a_long_history_is_counted_by_the_engine_inside() -> None:
+    class Sized(FakeEngine):
+        def size(self, message: Message) -> int:
+            return 1
+
+        def count(self, messages: Sequence[Message]) -> int:
+            return len(messages)
+
+    messages: list[Message] = [*ASKED, {"role": "assistant", "content": "长" * 9000}, *ASKED]
+    assert GuardedEngine(Sized(lambda _: GOOD)).reply(messages).dropped == 0
 
 
 def test_a_stop_is_final() -> None:

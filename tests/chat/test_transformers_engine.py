@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from huanhuan.chat.decoding import IncrementalDecoder
-from huanhuan.chat.engine import GREEDY, EngineError, Sampling
+from huanhuan.chat.engine import GREEDY, EngineError, Sampling, Timeouts
 from huanhuan.chat.prompt import prompt_ids
 from huanhuan.chat.transformers_engine import TransformersEngine
+from huanhuan.errors import UserError
 from huanhuan.template import CONTROL_TOKENS, END, START, Message, encode
 
 ASKED: list[Message] = [{"role": "system", "content": "花匠"}, {"role": "user", "content": "你是谁？"}]
@@ -67,6 +68,63 @@ def test_a_stop_ends_the_thread_and_frees_the_engine(engine: TransformersEngine)
         time.sleep(0.01)
     assert threading.active_count() == before
     assert engine.reply(ASKED, Sampling(max_new_tokens=2)).wait(5)
+
+
+def test_the_setting_and_the_model_bound_the_context(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {}
+    for wanted in ("", "300", "1000000"):
+        monkeypatch.setenv("HUANHUAN_CONTEXT", wanted)
+        built = TransformersEngine(tiny_base)
+        limits[wanted] = built.context_tokens
+        longest = built._model.config.max_position_embeddings
+        built.close()
+    assert limits == {"": min(4096, longest), "300": 300, "1000000": longest}
+    monkeypatch.setenv("HUANHUAN_CONTEXT", "many")
+    with pytest.raises(UserError, match="HUANHUAN_CONTEXT=many"):
+        TransformersEngine(tiny_base)
+
+
+def test_an_imported_conversation_of_any_length_starts_at_once(engine: TransformersEngine) -> None:
+    messages: list[Message] = [{"role": "system", "content": "花匠"}]
+    for number in range(2000):
+        messages.append({"role": "user", "content": f"{number}：你是谁？姐姐从哪里来？"})
+        messages.append({"role": "assistant", "content": "我是这园子里种花的人。" * 3})
+    messages.append({"role": "user", "content": "那你说说，这花叫什么名字？"})
+    sampling = Sampling(max_new_tokens=20)
+    started = time.perf_counter()
+    kept = engine.fit(messages, sampling)
+    assert time.perf_counter() - started < 0.5
+    room = engine.context_tokens - 20
+    assert kept[0] == messages[0] and kept[1:] == messages[1 - len(kept) :] and kept[1]["role"] == "user"
+    assert engine.count(kept) == len(prompt_ids(engine.tokenizer, kept)) <= room
+    assert engine.count([messages[0], *messages[-1 - len(kept) :]]) > room, "one exchange more would not fit"
+
+
+def test_a_generation_that_is_stuck_is_noticed_and_closing_does_not_wait_for_it(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = TransformersEngine(tiny_base)
+    built.timeouts = Timeouts(0.2, 0.2, 5)
+    go_on = threading.Event()
+    monkeypatch.setattr(built._model, "generate", lambda *_, **__: go_on.wait(30))
+    assert built.healthy()
+    reply = built.reply(ASKED)
+    assert built.healthy(), "it has just begun"
+    with pytest.raises(EngineError, match="did not answer in time"):
+        reply.result()
+    assert not built.healthy() and not reply.released
+    started = time.monotonic()
+    built.close(0.2)
+    assert time.monotonic() - started < 1
+    go_on.set()
+    end = time.monotonic() + 5
+    while not reply.released and time.monotonic() < end:
+        time.sleep(0.01)
+    assert built.healthy()
+    built.close()
+    assert not built.healthy()
+    with pytest.raises(EngineError, match="closed"):
+        built.reply(ASKED).result()
 
 
 def test_a_stopped_reply_leaves_the_line(engine: TransformersEngine) -> None:
@@ -125,20 +183,6 @@ def test_role_tokens_typed_by_a_user_never_reach_the_model(engine: TransformersE
     assert ids.count(engine.tokenizer.bos_token_id) == 1 and engine.tokenizer.eos_token_id not in ids
     for token in set(CONTROL_TOKENS) - {START, END, "<s>", "<unk>"}:
         assert names[token] in (engine.tokenizer.unk_token_id, None) or names[token] not in ids
-
-
-def test_a_control_token_that_slips_through_the_cleaning_is_noticed(engine: TransformersEngine) -> None:
-    class Spelling:
-        """A tokenizer with a second spelling of the start token, as released ones have."""
-
-        bos_token_id = engine.tokenizer.bos_token_id
-        convert_tokens_to_ids = engine.tokenizer.convert_tokens_to_ids
-
-        def encode(self, text: str, **settings: Any) -> list[int]:
-            return engine.tokenizer.encode(text.replace("[UNUSED_TOKEN_146]", START), **settings)
-
-    with pytest.raises(EngineError, match="control token"):
-        prompt_ids(Spelling(), [{"role": "user", "content": "甲[UNUSED_TOKEN_146]"}])
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 TOOL = Path(__file__).parents[2] / "tools/chat.py"
 CARD = 'name = "阿沅"\nsystem = "现在你要扮演阿沅"\ngreeting = "来者是客。"\nstarters = ["你是谁？"]\n'
@@ -56,3 +58,17 @@ def test_mistakes_are_one_line_and_a_code(card: Path, tmp_path: Path) -> None:
     for done, said in cases:
         assert done.returncode == 1 and said in done.stderr, done.stderr
         assert "Traceback" not in done.stderr and not done.stdout
+
+
+def test_what_the_guard_does_is_seen_when_somebody_asks(card: Path, tiny_base: Path) -> None:
+    """Without an output head every token is as likely as the first, <unk>, which is no text: an empty reply."""
+    silent = card.parent / "silent"
+    shutil.copytree(tiny_base, silent)
+    weights = load_file(silent / "model.safetensors")
+    weights["output.weight"].zero_()
+    save_file(weights, silent / "model.safetensors", metadata={"format": "pt"})
+    options = ("--model", str(silent), "--say", "你是谁？", "--greedy", "--max-new-tokens", "4")
+    quiet, loud = run(card, *options), run(card, *options, "--verbose")
+    assert quiet.returncode == loud.returncode == 0, loud.stderr
+    assert "guard: " not in quiet.stderr and "guard: empty, said once more" in loud.stderr
+    assert "guard" not in loud.stdout, "standard output is for the reply alone"

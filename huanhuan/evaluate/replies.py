@@ -1,0 +1,109 @@
+"""What an engine answers to the prompts of a training file, beside what the character said there."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huanhuan.chat.engine import GREEDY, Engine, Finish, Reply, Sampling
+from huanhuan.chat.guard import GuardedEngine, Problem, guarded
+from huanhuan.dataset.formats import read_records
+from huanhuan.evaluate.metrics import chrf
+from huanhuan.template import Message, record_messages
+
+# How many prompts are answered, and of how many.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One prompt, the engine's reply to it and what the character said; ``chrf`` compares the two.
+
+    ``dropped`` counts the oldest messages of the prompt that the context had no room for.
+    """
+
+    prompt: tuple[Message, ...]
+    reply: str
+    reference: str
+    finish: Finish
+    dropped: int
+    chrf: float
+
+
+@dataclass
+class Answers:
+    """Every answer, in the order of the file; ``problems`` and ``kept`` are the guard's counts of this run."""
+
+    answers: list[Answer] = field(default_factory=list)
+    problems: Counter[Problem] = field(default_factory=Counter)
+    kept: int = 0
+
+    @property
+    def chrf(self) -> float:
+        """Mean over the answers; 0 if there is none."""
+        return sum(each.chrf for each in self.answers) / len(self.answers) if self.answers else 0.0
+
+
+def prompts(path: Path | str) -> Iterator[tuple[tuple[Message, ...], str]]:
+    """Every prompt of a training file with the reply that stands there.
+
+    A record is cut before each reply; the earlier replies of a prompt are the file's own, whatever an engine
+    would have said. Raises: UserError with every problem of the file.
+    """
+    for record in read_records(path):
+        messages = record_messages(record.to_json())
+        for place, message in enumerate(messages):
+            if message["role"] == "assistant":
+                yield tuple(messages[:place]), message["content"]
+
+
+def answered(
+    path: Path | str,
+    engine: Engine,
+    sampling: Sampling = GREEDY,
+    *,
+    most: int | None = None,
+    progress: Progress = lambda done, of: None,
+    environ: Mapping[str, str] = os.environ,
+) -> Answers:
+    """Let ``engine``, behind the guard, answer the first ``most`` prompts of ``path``, all of them by default.
+
+    As many are asked at a time as the engine has slots. ``HUANHUAN_GUARD=off`` leaves the guard out.
+
+    Raises: UserError with every problem of the file; EngineError if the engine fails or a prompt is too long,
+    with every reply that still runs stopped.
+    """
+    asked = list(prompts(path))[:most]
+    watched = guarded(engine, environ)
+    result = Answers()
+    for place, reply in enumerate(_replies((prompt for prompt, _ in asked), watched, sampling)):
+        prompt, reference = asked[place]
+        finish = reply.finish or "stop"
+        result.answers.append(Answer(prompt, reply.text, reference, finish, reply.dropped, chrf(reply.text, reference)))
+        progress(place + 1, len(asked))
+    if isinstance(watched, GuardedEngine):
+        result.problems, result.kept = Counter(watched.counts), watched.kept
+    return result
+
+
+def _replies(asked: Iterable[tuple[Message, ...]], engine: Engine, sampling: Sampling) -> Iterator[Reply]:
+    """The finished replies in order, with the engine's slots filled all the time."""
+    running: deque[Reply] = deque()
+    try:
+        for prompt in asked:
+            if len(running) >= engine.slots:
+                yield _finished(running)
+            running.append(engine.reply(prompt, sampling))
+        while running:
+            yield _finished(running)
+    finally:
+        for reply in running:
+            reply.stop()
+
+
+def _finished(running: deque[Reply]) -> Reply:
+    running[0].result()
+    return running.popleft()

@@ -1,0 +1,123 @@
+"""An engine against the held-out lines: the prompts, their order, the scores and what the guard counted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Test folders are no packages; the fake engine is imported by name from there.
+sys.path.insert(0, str(ROOT / "tests/chat"))
+
+from fake_engine import FakeEngine  # type: ignore[import-not-found]  # noqa: E402
+
+from huanhuan.chat.engine import GREEDY, EngineError, Sampling  # noqa: E402
+from huanhuan.chat.transformers_engine import TransformersEngine  # noqa: E402
+from huanhuan.errors import UserError  # noqa: E402
+from huanhuan.evaluate.metrics import chrf  # noqa: E402
+from huanhuan.evaluate.replies import answered, prompts  # noqa: E402
+from huanhuan.template import encode  # noqa: E402
+
+RECORDS: list[list[dict[str, str]]] = [
+    [{"system": "花匠", "input": "你是谁？", "output": "种花的人。"}, {"input": "什么花？", "output": "海棠。"}],
+    [{"input": "下雨了。", "output": "那便不浇花了。"}],
+]
+
+
+@pytest.fixture
+def held_out(tmp_path: Path) -> Path:
+    path = tmp_path / "val.jsonl"
+    path.write_text("".join(json.dumps({"conversation": each}, ensure_ascii=False) + "\n" for each in RECORDS), "utf-8")
+    return path
+
+
+def by_heart(**other: str) -> Callable[[Any], str]:
+    """Says what the file says, but for the prompts named."""
+    told = {each["input"]: each["output"] for record in RECORDS for each in record} | other
+    return lambda messages: told[messages[-1]["content"]]
+
+
+def test_every_reply_of_the_file_is_asked_for_after_its_true_history(held_out: Path) -> None:
+    told = [([each["content"] for each in prompt], reference) for prompt, reference in prompts(held_out)]
+    assert told == [
+        (["花匠", "你是谁？"], "种花的人。"),
+        (["花匠", "你是谁？", "种花的人。", "什么花？"], "海棠。"),
+        (["下雨了。"], "那便不浇花了。"),
+    ]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 8])
+def test_answers_come_in_the_order_of_the_file_with_their_scores(held_out: Path, slots: int) -> None:
+    engine = FakeEngine(by_heart(**{"什么花？": "牡丹。"}), slots=slots, delay=0.002)
+    heard: list[tuple[int, int]] = []
+    result = answered(held_out, engine, progress=lambda done, of: heard.append((done, of)))
+    assert [(each.reply, each.reference) for each in result.answers] == [
+        ("种花的人。", "种花的人。"),
+        ("牡丹。", "海棠。"),
+        ("那便不浇花了。", "那便不浇花了。"),
+    ]
+    assert [each.chrf for each in result.answers] == pytest.approx([100, chrf("牡丹。", "海棠。"), 100])
+    assert result.chrf == pytest.approx(sum(each.chrf for each in result.answers) / 3)
+    assert heard == [(1, 3), (2, 3), (3, 3)] and not result.problems and engine.most_busy <= slots
+    assert all(sampling == GREEDY for _, sampling in engine.seen)
+    asked = [[each["content"] for each in messages] for messages, _ in engine.seen]
+    assert ["花匠", "你是谁？", "种花的人。", "什么花？"] in asked, "the history is the file's, not what was answered"
+
+
+def test_the_guard_works_here_too_and_its_counts_are_returned(held_out: Path) -> None:
+    said: list[str] = []
+
+    def answer(messages: Any) -> str:
+        said.append(messages[-1]["content"])
+        if messages[-1]["content"] == "下雨了。":
+            return "好的，" * 90
+        return "作为一个AI语言模型，我……" if said.count(messages[-1]["content"]) == 1 else "好。"
+
+    result = answered(held_out, FakeEngine(answer))
+    assert result.problems == {"role": 2, "loop": 1} and result.kept == 1
+    assert [each.finish for each in result.answers] == ["stop", "stop", "cut"]
+    assert [each.reply for each in result.answers[:2]] == ["好。", "好。"]
+    plain = answered(held_out, FakeEngine(by_heart(**{"你是谁？": "我是AI。"})), environ={"HUANHUAN_GUARD": "off"})
+    assert plain.answers[0].reply == "我是AI。" and not plain.problems
+
+
+def test_the_first_prompts_are_enough(held_out: Path) -> None:
+    engine = FakeEngine(by_heart())
+    assert len(answered(held_out, engine, most=2).answers) == 2 == len(engine.seen)
+    assert answered(held_out, engine, most=0).chrf == 0
+
+
+def test_a_failing_engine_stops_what_still_runs(held_out: Path) -> None:
+    class Failing(FakeEngine):
+        def _write(self, reply: Any, messages: Any, sampling: Any) -> Any:
+            self.fault = "raise" if messages[-1]["content"] == "你是谁？" else "hang"
+            return super()._write(reply, messages, sampling)
+
+    engine = Failing(slots=3)
+    with pytest.raises(EngineError):
+        answered(held_out, engine)
+    with pytest.raises(UserError, match="nowhere"):
+        answered(held_out.with_name("nowhere.jsonl"), engine)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_base: Path) -> Iterator[TransformersEngine]:
+    built = TransformersEngine(tiny_base)
+    yield built
+    built.close()
+
+
+def test_the_real_engine_answers_the_project_s_own_file(engine: TransformersEngine, held_out: Path) -> None:
+    sampling = Sampling(temperature=0, max_new_tokens=6)
+    first, second = answered(held_out, engine, sampling), answered(held_out, engine, sampling)
+    assert len(first.answers) == 3 and all(0 <= each.chrf <= 100 for each in first.answers)
+    unguarded = [each.reply for each in answered(held_out, engine, sampling, environ={"HUANHUAN_GUARD": "off"}).answers]
+    assert unguarded == [engine.reply(each.prompt, sampling).result() for each in first.answers]
+    assert first.problems == second.problems and len(encode(engine.tokenizer, first.answers[1].prompt)) > 20
+    ours = answered(ROOT / "data/huanhuan/val.jsonl", engine, sampling, most=2)
+    assert len(ours.answers) == 2 and ours.answers[0].prompt[0]["role"] == "system"
