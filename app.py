@@ -12,7 +12,11 @@ from huanhuan.chat.page import serving
 
 # Streamlit looks for this name and this call in the file's text.
 app = st.App(
-    serving.SCRIPT, routes=serving.routes(), lifespan=serving.lifespan, on_script_error=serving.on_script_error
+    serving.SCRIPT,
+    routes=serving.routes(),
+    middleware=serving.middleware(),
+    lifespan=serving.lifespan,
+    on_script_error=serving.on_script_error,
 )
 
 if __name__ == "__main__":

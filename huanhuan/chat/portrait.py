@@ -1,4 +1,4 @@
-"""A character's picture: one drawn for the project, or a seal with the first letter of the name."""
+"""A character's picture: one drawn for the project, the card's own, or a seal with the first letter of the name."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from html import escape
 from pathlib import Path
 
 ASSETS = Path(__file__).parent / "page" / "assets"
+# A picture is read up to this size and kept at most this wide and high.
+MOST_PIXELS = 12_000_000
+KEPT_SIDE = 512
 
 
 def _hue(name: str) -> int:
@@ -27,6 +30,50 @@ def portrait_svg(key: str, name: str) -> str:
         '<text x="64" y="86" font-size="62" text-anchor="middle" fill="#fffaf2" '
         f'font-family="Kaiti SC,KaiTi,STKaiti,Noto Serif CJK SC,serif">{letter}</text></svg>'
     )
+
+
+def readable_picture(content: bytes) -> bytes | None:
+    """A PNG or JPEG of anybody's, decoded and encoded anew as a small JPEG; None if it is damaged or too large.
+
+    The size is looked at before anything is decoded, and nothing but the pixels is kept.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+            if image.width * image.height > MOST_PIXELS or min(image.size) < 16:
+                return None
+            image.thumbnail((KEPT_SIDE, KEPT_SIDE))
+            flat = Image.new("RGB", image.size, "white")
+            whole = image.convert("RGBA")
+            flat.paste(whole, mask=whole)
+    except Exception:
+        # A decoder fails in as many ways as a file can be damaged.
+        return None
+    file = io.BytesIO()
+    flat.save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def square(picture: bytes, side: int = 160) -> bytes:
+    """The upper middle of a card's picture, where faces are, as a square JPEG."""
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(picture)) as image:
+        cut = ImageOps.fit(image.convert("RGB"), (side, side), centering=(0.5, 0.2))
+    file = io.BytesIO()
+    cut.save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def as_png(picture: bytes) -> bytes:
+    """A card's picture as the PNG that a card file is."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    with Image.open(io.BytesIO(picture)) as image:
+        image.save(file, "PNG")
+    return file.getvalue()
 
 
 def portrait_png(name: str) -> bytes:

@@ -15,11 +15,11 @@ from streamlit.testing.v1 import AppTest
 sys.path.insert(0, str(Path(__file__).parents[1] / "chat"))
 sys.path.insert(0, str(Path(__file__).parent))
 
+from driving import opened  # type: ignore[import-not-found]
 from fake_engine import FakeEngine  # type: ignore[import-not-found]
 
 from huanhuan.chat import personas as persona_folder
 from huanhuan.chat import select
-from huanhuan.chat.page import state as page_state
 
 PERSONA = """
 name = "阿沅"
@@ -28,7 +28,6 @@ system = "现在你要扮演种花的阿沅"
 greeting = "来者是客，请进园子坐。"
 starters = ["你是谁？", "今日园中开了什么花？"]
 """
-SCRIPT = Path(__file__).parents[2] / "huanhuan/chat/page/script.py"
 
 
 @pytest.fixture
@@ -56,10 +55,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, personas: Path) -> Iterator[FakeEngi
 @pytest.fixture
 def page(engine: FakeEngine) -> AppTest:
     """The page after its first run, the engine ready."""
-    test = AppTest.from_file(str(SCRIPT), default_timeout=20)
-    test.run()
-    page_state.service().wait(10)
-    return test.run()
+    return opened()
 
 
 @pytest.fixture

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import shutil
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 from visitor import free_port, served  # type: ignore[import-not-found]
 
+from huanhuan.chat.cards import Card, card_json, card_png
+from huanhuan.chat.conversation import Conversation
 from huanhuan.chat.personas import load_personas
+from huanhuan.chat.portrait import portrait_png
+from huanhuan.chat.transfer import to_json
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 # Where the pictures of a run go; docs/screenshots to renew those of the documents.
 SHOTS = os.environ.get("HUANHUAN_SCREENSHOTS")
 WAIT = 30_000
+LONG = "从前有座山，山里有座庙，庙里有个老和尚，在给小和尚讲下山挑水时遇见的那位姑娘说过的话，一句也没有落下。"
 
 pytestmark = [
     pytest.mark.slow,
@@ -52,12 +57,12 @@ def address(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield f"http://127.0.0.1:{port}"
 
 
-@pytest.fixture
-def echo(tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The real page over the fake engine, which says slowly what it was told."""
     port = free_port()
-    command = [str(Path(__file__).with_name("fake_server.py")), str(port), "2", "0.05"]
-    with served(command, port, tmp_path / "server.log"):
+    command = [str(Path(__file__).with_name("fake_server.py")), str(port), "2", "0.03"]
+    with served(command, port, tmp_path_factory.mktemp("echo") / "server.log"):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -65,13 +70,20 @@ def visit(browser: Browser, address: str, **settings: Any) -> tuple[BrowserConte
     settings = {"locale": "zh-CN", "viewport": {"width": 1120, "height": 820}, "color_scheme": "light", **settings}
     context = browser.new_context(**settings)
     page = context.new_page()
-    page.goto(address)
-    expect(page.locator("h1")).to_be_visible(timeout=WAIT)
-    expect(page.get_by_test_id("stChatMessage").first).to_be_visible(timeout=WAIT)
+    load(page, address)
     return context, page
 
 
-def control(page: Page, key: str) -> Any:
+def load(page: Page, address: str) -> None:
+    page.goto(address)
+    expect(page.locator("h1")).to_be_visible(timeout=WAIT)
+    expect(page.get_by_test_id("stChatMessage").first).to_be_visible(timeout=WAIT)
+
+
+PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 780}, "is_mobile": True, "has_touch": True}
+
+
+def control(page: Page, key: str) -> Locator:
     return page.locator(f"[class*='st-key-{key}'] button").last
 
 
@@ -87,23 +99,33 @@ def answered(page: Page) -> None:
     expect(control(page, "stop")).to_have_count(0, timeout=WAIT)
 
 
+def bubble(page: Page, number: int) -> Locator:
+    return page.get_by_test_id("stChatMessage").nth(number)
+
+
 def shoot(page: Page, name: str) -> None:
     if SHOTS:
+        page.mouse.move(0, 0)
         page.wait_for_timeout(1200)
         page.screenshot(path=str(Path(SHOTS) / f"{name}.png"))
+
+
+def narrow(page: Page) -> bool:
+    """Whether nothing is wider than the window."""
+    return page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
 def test_greeting_starter_reply_regenerate_and_export(browser: Browser, address: str) -> None:
     context, page = visit(browser, address)
     persona = next(iter(load_personas()[0].values()))
     expect(page.locator("h1")).to_have_text(persona.name)
-    expect(page.get_by_test_id("stChatMessage").first).to_contain_text(persona.greeting[:8])
+    expect(bubble(page, 0)).to_contain_text(persona.greeting[:8])
     expect(page.get_by_text("人工智能生成")).to_be_visible()
+    page.wait_for_function("document.documentElement.lang === 'zh-CN'", timeout=WAIT)
     shoot(page, "start")
     control(page, "starter-0").click()
     answered(page)
-    expect(page.get_by_test_id("stChatMessage").nth(1)).to_contain_text(persona.starters[0])
-    shoot(page, "chat")
+    expect(bubble(page, 1)).to_contain_text(persona.starters[0])
     control(page, "again-").click()
     expect(page.get_by_text("2 / 2")).to_be_visible(timeout=WAIT)
     answered(page)
@@ -114,10 +136,64 @@ def test_greeting_starter_reply_regenerate_and_export(browser: Browser, address:
         control(page, "export-json").click()
     exported = json.loads(Path(download.value.path()).read_text("utf-8"))
     assert exported["ai_generated"] and len(exported["turns"][1]["versions"]) == 2
+    assert exported["card"]["data"]["name"] == persona.name
+    with page.expect_download(timeout=WAIT) as download:
+        control(page, "export-markdown").click()
+    assert "人工智能生成" in Path(download.value.path()).read_text("utf-8")
     with page.expect_download(timeout=WAIT) as download:
         control(page, "export-card_png").click()
     assert Path(download.value.path()).read_bytes().startswith(b"\x89PNG")
     context.close()
+
+
+# Notes how long the last bubble is whenever it changes while Stop is on the page.
+WATCH = """() => {
+    window.lengths = [];
+    new MutationObserver(() => {
+        if (!document.querySelector("[class*='st-key-stop'] button")) return;
+        const last = [...document.querySelectorAll("[data-testid=stChatMessage] [data-testid=stMarkdown]")].pop();
+        const length = last ? last.innerText.length : 0;
+        if (length !== window.lengths.at(-1)) window.lengths.push(length);
+    }).observe(document.body, { childList: true, subtree: true, characterData: true });
+}"""
+
+
+def test_a_reply_of_the_real_model_streams(browser: Browser, address: str) -> None:
+    context, page = visit(browser, address)
+    page.evaluate(WATCH)
+    control(page, "starter-0").click()
+    for _ in range(8):
+        if SHOTS:
+            streaming(page)
+        answered(page)
+        lengths: list[int] = page.evaluate("window.lengths")
+        grown = [later for sooner, later in itertools.pairwise(lengths) if later > sooner > 0]
+        if len(grown) >= 3:
+            break
+        page.evaluate("window.lengths = []")
+        # The model may have ended its reply at once.
+        control(page, "again-").click()
+        expect(control(page, "stop")).to_have_count(1, timeout=WAIT)
+    else:
+        pytest.fail("no reply grew while one looked")
+    context.close()
+
+
+def streaming(page: Page) -> None:
+    """A picture of a reply that is not finished yet."""
+    for _ in range(12):
+        try:
+            page.get_by_text("▌").wait_for(timeout=4000)
+            page.wait_for_timeout(150)
+            taken = page.screenshot()
+            if page.get_by_text("▌").count():
+                (Path(str(SHOTS)) / "chat.png").write_bytes(taken)
+                return
+        except Exception:
+            # It was over before one looked.
+            pass
+        answered(page)
+        control(page, "again-").click()
 
 
 def test_a_reply_of_the_real_model_can_be_stopped(browser: Browser, address: str) -> None:
@@ -143,99 +219,296 @@ def test_a_reply_of_the_real_model_can_be_stopped(browser: Browser, address: str
     context.close()
 
 
-def test_a_reply_streams_and_a_stop_keeps_what_was_said(browser: Browser, echo: str) -> None:
+def test_a_stop_keeps_what_was_said(browser: Browser, echo: str) -> None:
     context, page = visit(browser, echo)
-    text = "从前有座山山里有座庙庙里有个老和尚在讲故事" * 4
-    say(page, text)
-    reply = page.get_by_test_id("stChatMessage").nth(2)
-    expect(reply).to_contain_text("回「从前", timeout=WAIT)
-    lengths = []
-    for _ in range(3):
-        lengths.append(len(reply.inner_text()))
-        page.wait_for_timeout(400)
-    assert lengths[0] < lengths[1] < lengths[2], "it grows while one looks"
+    say(page, LONG)
+    expect(bubble(page, 2)).to_contain_text("回「从前", timeout=WAIT)
     page.keyboard.press("Escape")
     expect(page.get_by_text("已停止")).to_be_visible(timeout=WAIT)
-    kept = reply.inner_text()
+    kept = bubble(page, 2).inner_text()
     assert "回「从前" in kept and "第1句" not in kept
     context.close()
 
 
 def test_a_click_elsewhere_does_not_lose_the_reply(browser: Browser, echo: str) -> None:
     context, page = visit(browser, echo)
-    say(page, "从前有座山山里有座庙庙里有个老和尚在讲故事讲的是一个小和尚下山挑水的经过")
-    expect(page.get_by_test_id("stChatMessage").nth(2)).to_contain_text("回「", timeout=WAIT)
+    say(page, LONG)
+    expect(bubble(page, 2)).to_contain_text("回「", timeout=WAIT)
     page.get_by_text("设置", exact=True).click()
     page.get_by_text("显示速度").click()
     answered(page)
-    expect(page.get_by_test_id("stChatMessage").nth(2)).to_contain_text("第1句")
+    expect(bubble(page, 2)).to_contain_text("第1句")
+    context.close()
+
+
+def test_a_reload_loses_nothing_and_a_link_gives_nothing_away(browser: Browser, echo: str) -> None:
+    context, page = visit(browser, echo)
+    assert "chat=" not in page.url
+    say(page, LONG)
+    expect(bubble(page, 2)).to_contain_text("回「从前", timeout=WAIT)
+    page.reload()
+    answered(page)
+    expect(bubble(page, 2)).to_contain_text("第1句")
+    other, others = visit(browser, page.url)
+    others.wait_for_timeout(500)
+    assert others.get_by_test_id("stChatMessage").count() == 1
+    window = context.new_page()
+    load(window, page.url)
+    expect(window.get_by_test_id("stChatMessage")).to_have_count(3, timeout=WAIT)
+    page.get_by_text("设置", exact=True).click()
+    page.get_by_text("显示速度").click()
+    expect(page.get_by_text("另一个窗口")).to_be_visible(timeout=WAIT)
+    control(page, "bring-here").click()
+    expect(page.get_by_test_id("stChatMessage")).to_have_count(3, timeout=WAIT)
+    for each in (context, other):
+        each.close()
+
+
+def test_emphasis_between_chinese_letters(browser: Browser, echo: str) -> None:
+    context, page = visit(browser, echo)
+    say(page, "她*微微一笑*说道，又*“哼”*了一声，2*3*4")
+    answered(page)
+    for number in (1, 2):
+        assert bubble(page, number).locator("em").all_inner_texts() == ["微微一笑", "\u2060“哼”\u2060"]
+        assert "2*3*4" in bubble(page, number).inner_text()
+    context.close()
+
+
+def test_settings_open(browser: Browser, address: str) -> None:
+    context, page = visit(browser, address)
+    control(page, "starter-1").click()
+    answered(page)
+    page.get_by_text("设置", exact=True).click()
+    page.get_by_text("显示速度").click()
+    expect(page.get_by_text("词/秒")).to_be_visible(timeout=WAIT)
+    page.get_by_test_id("stSidebarContent").evaluate("each => each.scrollTo(0, 120)")
+    shoot(page, "settings")
     context.close()
 
 
 def test_english_on_a_phone_in_the_dark(browser: Browser, address: str) -> None:
-    context, page = visit(
-        browser, address, locale="en-GB", viewport={"width": 390, "height": 780}, color_scheme="dark", is_mobile=True
-    )
+    context, page = visit(browser, address, locale="en-GB", color_scheme="dark", **PHONE)
     expect(page.get_by_text("AI-generated")).to_be_visible(timeout=WAIT)
-    shoot(page, "phone")
+    page.wait_for_function("document.documentElement.lang === 'en'", timeout=WAIT)
     control(page, "starter-1").click()
     answered(page)
+    shoot(page, "phone")
     assert control(page, "again-").inner_text().strip().endswith("Regenerate")
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert narrow(page)
     dark = page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
     assert max(int(part) for part in dark[4:-1].split(",")) < 80, dark
     context.close()
 
 
-def test_the_keyboard_alone_is_enough_and_everything_has_a_name(browser: Browser, address: str) -> None:
-    context, page = visit(browser, address)
-    control(page, "starter-0").focus()
-    page.keyboard.press("Enter")
-    answered(page)
-    unnamed = page.evaluate(
-        """[...document.querySelectorAll('button, input, textarea, img')]
-        .filter(e => e.offsetParent && !e.closest('[data-testid=stHeader], [data-testid=stSidebarHeader]')
-                 && !(e.textContent.trim() || e.getAttribute('aria-label') || e.alt || e.title
-                 || e.labels?.length || e.getAttribute('aria-labelledby')))
-        .map(e => e.outerHTML.slice(0, 260))"""
+def test_the_sidebar_and_the_menus_of_a_phone(browser: Browser, echo: str) -> None:
+    context, page = visit(browser, echo, **PHONE)
+    for text in ("甲", "乙"):
+        say(page, text)
+        expect(page.get_by_text(f"回「{text}」")).to_be_visible(timeout=WAIT)
+        answered(page)
+    assert control(page, "edit-").count() and page.locator("[class*='st-key-menu-'] button").count() == 2
+    page.locator("[class*='st-key-menu-'] button").first.tap()
+    page.get_by_role("menuitem", name="删除").tap()
+    expect(page.get_by_text("回「甲」")).to_have_count(0, timeout=WAIT)
+    control(page, "undo").tap()
+    expect(page.get_by_text("回「甲」")).to_be_visible(timeout=WAIT)
+    page.get_by_test_id("stExpandSidebarButton").tap()
+    sidebar = page.get_by_test_id("stSidebar")
+    expect(control(page, "new")).to_be_visible()
+    for box in ("设置", "导入与导出"):
+        sidebar.get_by_text(box, exact=True).tap()
+    expect(page.locator("input[type=file]")).to_have_count(1)
+    shoot(page, "phone-sidebar")
+    assert narrow(page)
+    wide = sidebar.evaluate(
+        "bar => [...bar.querySelectorAll('button, input:not([type=range]), textarea, [data-testid=stSlider]')]"
+        ".filter(e => e.offsetParent && e.getBoundingClientRect().right > bar.getBoundingClientRect().right + 1)"
+        ".map(e => e.outerHTML.slice(0, 200))"
     )
-    assert unnamed == []
+    assert wide == []
+    sidebar.get_by_test_id("stBaseButton-headerNoPadding").last.tap()
+    expect(page.get_by_test_id("stChatInputTextArea")).to_be_in_viewport()
     context.close()
+
+
+FOCUSED = """() => {
+    const e = document.activeElement, keyed = e.closest("[class*='st-key-']");
+    return [e.tagName, e.type || "", e.getAttribute("role") || "",
+            keyed ? keyed.className.match(/st-key-([\\w-]+)/)[1] : "", e.dataset.testid || ""].join(" ");
+}"""
+
+
+def tab_to(page: Page, wanted: str, most: int = 60) -> None:
+    """Press Tab until the focus is where ``wanted`` says, a pattern for FOCUSED."""
+    seen: list[str] = []
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate(FOCUSED))
+        if re.search(wanted, seen[-1]):
+            return
+    pytest.fail(f"Tab does not lead to {wanted}: {seen}")
+
+
+def test_the_keyboard_alone_is_enough(browser: Browser, echo: str) -> None:
+    context, page = visit(browser, echo)
+    tab_to(page, r"\bstarter-0\b")
+    page.keyboard.press("Enter")
+    expect(control(page, "stop")).to_be_visible(timeout=WAIT)
+    tab_to(page, r"\bstop\b")
+    page.keyboard.press("Enter")
+    expect(control(page, "stop")).to_have_count(0, timeout=WAIT)
+    tab_to(page, "stChatInputTextArea")
+    page.keyboard.type("又一句")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("回「又一句」")).to_be_visible(timeout=WAIT)
+    answered(page)
+
+    tab_to(page, r"^SUMMARY.*settings-box")
+    page.keyboard.press("Enter")
+    tab_to(page, r"range +temperature")
+    before = page.get_by_role("slider").first.get_attribute("aria-valuenow")
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("slider").first).not_to_have_attribute("aria-valuenow", str(before))
+    tab_to(page, r"TEXTAREA.*system-")
+    tab_to(page, r"^SUMMARY.*files-box")
+    page.keyboard.press("Enter")
+    tab_to(page, r"BUTTON.*export-json")
+    tab_to(page, r"BUTTON.*import-0 stBaseButton")
+    with page.expect_file_chooser(timeout=WAIT):
+        page.keyboard.press("Enter")
+
+    tab_to(page, r"BUTTON.*menu-")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("menuitem").first).to_be_visible()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(control(page, "undo").or_(page.get_by_role("textbox", name="修改这句话"))).to_be_visible(timeout=WAIT)
+    context.close()
+
+
+UNNAMED = """[...document.querySelectorAll('button, input, textarea, img, [role=slider]')]
+    .filter(e => e.offsetParent && !e.closest('[data-testid=stHeader], [data-testid=stSidebarHeader]')
+             && !(e.innerText?.replace(/\\b[a-z]+(_[a-z]+)*\\b/, '').trim() || e.getAttribute('aria-label') || e.alt
+             || e.title || e.labels?.length || e.getAttribute('aria-labelledby') || e.querySelector('p')?.textContent))
+    .map(e => e.outerHTML.slice(0, 260))"""
+
+
+def test_everything_has_a_name(browser: Browser, echo: str) -> None:
+    context, page = visit(browser, echo)
+    for text in ("甲", "乙"):
+        say(page, text)
+        expect(page.get_by_text(f"回「{text}」")).to_be_visible(timeout=WAIT)
+        answered(page)
+    control(page, "again-").click()
+    expect(page.get_by_text("2 / 2")).to_be_visible(timeout=WAIT)
+    answered(page)
+    for box in ("设置", "导入与导出"):
+        page.get_by_text(box, exact=True).click()
+    expect(page.locator("input[type=file]")).to_have_count(1)
+    assert page.evaluate(UNNAMED) == []
+    for name in ("上一版", "下一版", "更多", "重说", "继续说"):
+        assert page.get_by_role("button", name=name).count(), name
+    context.close()
+
+
+class Outside:
+    """Every request of a page that leaves for another place than its own server."""
+
+    def __init__(self, page: Page, own: str) -> None:
+        self.asked: list[str] = []
+
+        def note(request: Any) -> None:
+            if not request.url.startswith((own, own.replace("http", "ws"), "data:", "blob:")):
+                self.asked.append(request.url)
+
+        page.on("request", note)
+
+
+EVIL = "http://evil.invalid"
+ATTACKS = (
+    f"![a]({EVIL}/markdown.png) <img src={EVIL}/html.png onerror=window.hit=1> <script>window.hit=1</script>",
+    f"<iframe src={EVIL}/frame></iframe> [![b]({EVIL}/b.png)]({EVIL}/c) <svg onload=window.hit=1>",
+    f"*![c]({EVIL}/emphasis.png)* **<img src={EVIL}/bold.png>** `x` ~~~html <b>",
+    f":material/home: :red[![d]({EVIL}/d.png)] $\\href{{{EVIL}}}{{x}}$ [e](javascript:window.hit=1)",
+)
+
+
+def harmless(page: Page, outside: Outside, pictures: int) -> None:
+    page.wait_for_timeout(500)
+    assert outside.asked == []
+    assert page.evaluate("window.hit") is None
+    shown = page.locator("[data-testid=stMain], [data-testid=stSidebar]")
+    assert shown.locator("iframe, script, object, embed, .katex").count() == 0
+    bubbles = page.get_by_test_id("stChatMessage")
+    assert bubbles.locator("img").count() == pictures, "only the character's own pictures"
+    # A plain address becomes a link that shows where it leads; nothing else does.
+    for link in page.get_by_test_id("stMain").locator("a").all():
+        assert str(link.get_attribute("href")).startswith(EVIL) and link.inner_text().startswith(EVIL)
 
 
 def test_nothing_in_a_message_loads_or_runs(browser: Browser, echo: str) -> None:
-    asked: list[str] = []
-
-    class Pixel(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    pixel = ThreadingHTTPServer(("127.0.0.1", 0), Pixel)
-    threading.Thread(target=pixel.serve_forever, daemon=True).start()
-    host = f"http://127.0.0.1:{pixel.server_port}"
-    attacks = (
-        f"![a]({host}/markdown.png) <img src={host}/html.png onerror=window.hit=1> <script>window.hit=1</script>",
-        f"<iframe src={host}/frame></iframe> [![b]({host}/b.png)]({host}/c) <svg onload=window.hit=1>",
-        f"*![c]({host}/emphasis.png)* **<img src={host}/bold.png>** `x` ~~~html <b>",
-    )
     context, page = visit(browser, echo)
-    for number, attack in enumerate(attacks):
+    outside = Outside(page, echo)
+    for number, attack in enumerate(ATTACKS):
         say(page, attack)
         expect(page.get_by_text(f"第{number + 1}句")).to_be_visible(timeout=WAIT)
         answered(page)
-    page.wait_for_timeout(500)
-    assert asked == []
-    assert page.evaluate("window.hit") is None
-    bubbles = page.get_by_test_id("stChatMessage")
-    assert bubbles.locator("iframe, script, object, embed").count() == 0
-    assert bubbles.locator("img").count() == 1 + len(attacks), "only the character's own pictures"
-    # A plain address becomes a link that shows where it leads; nothing else does.
-    for link in bubbles.locator("a").all():
-        assert str(link.get_attribute("href")).startswith(host) and link.inner_text().startswith(host)
-    pixel.shutdown()
+    harmless(page, outside, 1 + len(ATTACKS))
     context.close()
+
+
+def test_nothing_in_a_card_loads_or_runs(browser: Browser, echo: str, tmp_path: Path) -> None:
+    context, page = visit(browser, echo)
+    outside = Outside(page, echo)
+    page.get_by_text("导入与导出").click()
+    names = (f"![n]({EVIL}/n.png)<b>", f"<img src={EVIL}/n.png onerror=window.hit=1>")
+    for number, name in enumerate(names):
+        card = Card(name, (), "扮演", ATTACKS[number], ATTACKS, (), ATTACKS[1:])
+        held = Conversation("x", title=f"![t]({EVIL}/t.png)")
+        held.say(ATTACKS[0])
+        held.answer().version.text = ATTACKS[1]
+        held.turns[-1].version.model = ATTACKS[2][:90]
+        for kind, content in (
+            ("png", card_png(card, portrait_png("x"))),
+            ("json", card_json(card)),
+            ("json", to_json(held, card, "扮演").encode()),
+        ):
+            path = tmp_path / f"card.{kind}"
+            path.write_bytes(content)
+            page.locator("input[type=file]").set_input_files(str(path))
+            expect(page.get_by_text("已导入")).to_be_visible(timeout=WAIT)
+            expect(page.locator("h1")).to_have_text(name)
+            if content[:1] == b"{" and b"huanhuan-conversation" in content[:300]:
+                harmless(page, outside, 2)
+                with page.expect_download(timeout=WAIT) as download:
+                    control(page, "export-markdown").click()
+                text = Path(download.value.path()).read_text("utf-8")
+                assert not re.search(r"(?<!\\)[<\[!]", text)
+            else:
+                harmless(page, outside, 1)
+                control(page, "next_greeting").click()
+                expect(page.get_by_text("2 / 4")).to_be_visible(timeout=WAIT)
+                harmless(page, outside, 1)
+    control(page, "new").click()
+    control(page, "starter-0").click()
+    answered(page)
+    page.get_by_role("combobox", name="角色").click()
+    page.wait_for_timeout(300)
+    harmless(page, outside, 2)
+    context.close()
+
+
+def test_without_a_model_the_page_explains(browser: Browser, tmp_path: Path) -> None:
+    port = free_port()
+    command = [str(Path(__file__).with_name("fake_server.py")), str(port), "1", "0", "empty"]
+    with served(command, port, tmp_path / "server.log", state="failed"):
+        for locale, title in (("zh-CN", "还没有模型"), ("en-GB", "There is no model yet")):
+            context = browser.new_context(locale=locale, viewport={"width": 1120, "height": 820})
+            page = context.new_page()
+            page.goto(f"http://127.0.0.1:{port}")
+            expect(page.locator("h1")).to_have_text(title, timeout=WAIT)
+            expect(page.locator("code", has_text="make character")).to_be_visible()
+            assert page.locator("pre").count() == 3 and control(page, "retry").is_visible()
+            if locale == "zh-CN":
+                shoot(page, "no-model")
+            context.close()

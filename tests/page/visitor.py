@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -34,20 +35,24 @@ def health(port: int) -> dict[str, Any]:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
             return json.load(answer)
+    except urllib.error.HTTPError as error:
+        return json.load(error)
     except OSError:
         return {}
 
 
 @contextmanager
-def served(command: list[str], port: int, log: Path, **environ: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The page's server once it is ready to answer; ended with SIGTERM as a platform does it."""
+def served(
+    command: list[str], port: int, log: Path, *, state: str = "ready", **environ: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The page's server once it is in ``state``; ended with SIGTERM as a platform does it."""
     with log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, *command], stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environ}
         )
         try:
             end = time.monotonic() + 150
-            while health(port).get("state") != "ready":
+            while health(port).get("state") != state:
                 assert process.poll() is None and time.monotonic() < end, log.read_text("utf-8", "replace")
                 time.sleep(0.1)
             yield process
@@ -61,14 +66,20 @@ def served(command: list[str], port: int, log: Path, **environ: str) -> Iterator
 
 
 class Visitor:
-    """One session. ``bubbles`` holds the text of every message on the page, ``captions`` the small print."""
+    """One session. ``bubbles`` holds the text of every message on the page, ``errors`` that of every red box.
 
-    def __init__(self, port: int) -> None:
+    ``query`` is what stands behind the question mark of the page's address, as the server sets it too;
+    ``cookie`` is what the browser sends.
+    """
+
+    def __init__(self, port: int, query: str = "", cookie: str = "") -> None:
+        self.query = query
         self._stack = ExitStack()
         self._socket = self._stack.enter_context(
             connect(
                 f"ws://127.0.0.1:{port}/_stcore/stream",
                 subprotocols=[Subprotocol("streamlit")],
+                additional_headers={"Cookie": cookie} if cookie else {},
                 max_size=None,
                 max_queue=None,
                 close_timeout=0.05,
@@ -80,7 +91,7 @@ class Visitor:
 
     def _rerun(self, widget: str = "", **value: Any) -> None:
         message = BackMsg()
-        message.rerun_script.query_string = ""
+        message.rerun_script.query_string = self.query
         if widget:
             state = message.rerun_script.widget_states.widgets.add(id=widget)
             for name, content in value.items():
@@ -100,6 +111,8 @@ class Visitor:
             # A new element takes the place of whatever stood there and below it.
             self._elements = {key: each for key, each in self._elements.items() if key[: len(path)] != path}
             self._elements[path] = message.delta
+        elif kind == "page_info_changed":
+            self.query = message.page_info_changed.query_string
         elif kind == "script_finished" and message.script_finished == message.FINISHED_EARLY_FOR_RERUN:
             return "interrupted"
         return kind
@@ -134,19 +147,36 @@ class Visitor:
 
     def click(self, key: str) -> None:
         """Press the button whose key begins with ``key``."""
-        widget = next(
-            each.new_element.button.id
-            for each in self._elements.values()
-            if each.new_element.WhichOneof("type") == "button" and f"-{key}" in each.new_element.button.id
-        )
-        self._rerun(widget, trigger_value=True)
+        self._rerun(self._buttons(key)[0], trigger_value=True)
 
     def has_button(self, key: str) -> bool:
         """Whether such a button is on the page."""
-        return any(
-            each.new_element.WhichOneof("type") == "button" and f"-{key}" in each.new_element.button.id
+        return bool(self._buttons(key))
+
+    def _buttons(self, key: str) -> list[str]:
+        return [
+            each.new_element.button.id
             for each in self._elements.values()
-        )
+            if each.new_element.WhichOneof("type") == "button" and f"-{key}" in each.new_element.button.id
+        ]
+
+    def stop(self) -> bool:
+        """Press Stop as soon as it is there; False if the reply has ended by itself before."""
+        while not self.has_button("stop"):
+            if self._read(60) == "script_finished" and self.has_button("again-"):
+                return False
+        self.click("stop")
+        return True
+
+    @property
+    def errors(self) -> list[str]:
+        """The text of every red box; a traceback counts as one."""
+        return [
+            each.new_element.alert.body if kind == "alert" else each.new_element.exception.message
+            for _, each in sorted(self._elements.items())
+            if (kind := each.new_element.WhichOneof("type")) == "exception"
+            or (kind == "alert" and each.new_element.alert.format == each.new_element.alert.ERROR)
+        ]
 
     @property
     def bubbles(self) -> list[str]:

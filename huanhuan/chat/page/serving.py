@@ -4,20 +4,57 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 
+from huanhuan.chat.desk import Desk
 from huanhuan.chat.engine import EngineError
 from huanhuan.chat.page.state import service
+from huanhuan.chat.page.texts import TEXTS, sentence
+from huanhuan.chat.page.visitors import VisitorCookie
 
 SCRIPT = str(Path(__file__).with_name("script.py"))
+# Seconds that one look at the engine serves every probe.
+FRESH = 3.0
+
+
+class Probe:
+    """Asks an engine whether it is well, at most every few seconds and once at a time, whoever wants to know."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: tuple[Desk, float, bool] | None = None
+
+    def healthy(self, desk: Desk) -> bool:
+        """What the engine said last; asked anew if that is too long ago and nobody else is asking."""
+        known = self._known if self._known and self._known[0] is desk else None
+        if known and time.monotonic() - known[1] < FRESH:
+            return known[2]
+        # An engine that hangs is waited for by one thread, not by one a probe.
+        if self._lock.acquire(timeout=0 if known else FRESH):
+            try:
+                self._known = (desk, time.monotonic(), desk.healthy())
+            finally:
+                self._lock.release()
+        elif known:
+            return known[2]
+        return bool(self._known and self._known[2])
+
+
+@st.cache_resource(show_spinner=False)
+def probe() -> Probe:
+    """The probe of this process."""
+    return Probe()
 
 
 def health() -> tuple[int, dict[str, Any]]:
@@ -30,7 +67,7 @@ def health() -> tuple[int, dict[str, Any]]:
     desk = started.desk
     if desk is None:
         return (200 if started.state == "loading" else 503), {"state": started.state}
-    well = desk.healthy()
+    well = probe().healthy(desk)
     about = {"engine": desk.engine.label, "model": desk.engine.model}
     load = {"running": desk.running, "waiting": desk.waiting, "lost": desk.lost}
     return (200 if well else 503), {"state": "ready" if well else "ill", **about, **load}
@@ -47,6 +84,11 @@ def routes() -> list[BaseRoute]:
     return [Route("/healthz", _answer)]
 
 
+def middleware() -> list[Middleware]:
+    """The visitor's cookie."""
+    return [Middleware(VisitorCookie)]
+
+
 @asynccontextmanager
 async def lifespan(app: object) -> AsyncIterator[None]:
     """Begin to load the model with the server, not with the first visitor; stop every reply at its end."""
@@ -59,6 +101,5 @@ async def lifespan(app: object) -> AsyncIterator[None]:
 
 def on_script_error(error: Exception) -> bool:
     """Log an error of a callback and show one sentence instead of a traceback."""
-    wrong = EngineError("页面出错了，请刷新后重试", "the page failed: reload it and try again", error)
-    st.error(str(wrong))
+    st.error(sentence(EngineError(*TEXTS["unexpected"], error)))
     return True
