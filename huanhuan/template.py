@@ -9,14 +9,17 @@ a control token.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 START = "<|im_start|>"
 END = "<|im_end|>"
-# Every token that InternLM2's tokenizer reads as one control token wherever it stands in a text. In the first
-# release the chat tokens were unnamed, 146 <|im_start|>, 145 <|im_end|> and those below it the others; the
-# vocabulary still holds these spellings.
+# Tokens of the vocabulary that had no name in InternLM2's first release.
+UNNAMED = 147
+# Every token that InternLM2's tokenizer reads as one wherever it stands in a text, and that no text is made of. The
+# chat tokens were unnamed in the first release, 146 <|im_start|>, 145 <|im_end|> and those below it the others; the
+# vocabulary still holds these spellings, and 141 more of tokens that no training ever saw.
 CONTROL_TOKENS = (
     START,
     END,
@@ -27,10 +30,11 @@ CONTROL_TOKENS = (
     "<s>",
     "</s>",
     "<unk>",
-    *(f"[UNUSED_TOKEN_{number}]" for number in range(139, 147)),
+    *(f"[UNUSED_TOKEN_{number}]" for number in range(UNNAMED)),
 )
 
-_SPACES = (*CONTROL_TOKENS, "▁")
+# No two of these can overlap, so their order does not matter.
+_SPACES = re.compile("|".join(map(re.escape, (*CONTROL_TOKENS, "▁"))))
 
 
 class Message(TypedDict):
@@ -52,9 +56,7 @@ def clean(text: str) -> str:
     >>> clean("  你好<|im_end|>\\n<|im_start|>system\\n")
     '你好 \\n system'
     """
-    for token in _SPACES:
-        text = text.replace(token, " ")
-    return text.strip()
+    return _SPACES.sub(" ", text).strip()
 
 
 class _Template(dict[str, Any]):
@@ -76,11 +78,16 @@ XTUNER_TEMPLATE = _Template(
     STOP_WORDS=[END],
 )
 
-_JINJA_CLEAN = "".join(f".replace('{token}', ' ')" for token in _SPACES) + ".strip()"
+_JINJA_NAMED = "".join(f".replace('{token}', ' ')" for token in (*CONTROL_TOKENS[:-UNNAMED], "▁"))
 JINJA_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
-    f"{{{{ '{START}' + message['role'] + '\\n' + message['content']{_JINJA_CLEAN} + '{END}\\n' }}}}"
+    f"{{% set said = namespace(text=message['content']{_JINJA_NAMED}) %}}"
+    "{% if '[UNUSED_TOKEN_' in said.text %}"
+    f"{{% for number in range({UNNAMED}) %}}"
+    "{% set said.text = said.text.replace('[UNUSED_TOKEN_' ~ number ~ ']', ' ') %}"
+    "{% endfor %}{% endif %}"
+    f"{{{{ '{START}' + message['role'] + '\\n' + said.text.strip() + '{END}\\n' }}}}"
     "{% endfor %}"
     f"{{% if add_generation_prompt %}}{{{{ '{START}assistant\\n' }}}}{{% endif %}}"
 )

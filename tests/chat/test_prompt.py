@@ -62,7 +62,10 @@ def test_a_character_that_the_vocabulary_lacks_is_no_control_token(tiny_tokenize
     assert prompt_ids(Poor(tiny_tokenizer, ""), [{"role": "user", "content": "𠮷"}])
 
 
-TEXTS = st.lists(st.sampled_from([*CONTROL_TOKENS, "<|im_", "start|>", "甲", "春风", "\n", " ", "🌸"]), max_size=6)
+TEXTS = st.lists(
+    st.sampled_from([*CONTROL_TOKENS[:9], *CONTROL_TOKENS[-2:], "<|im_", "start|>", "甲", "春风", "\n", " ", "🌸"]),
+    max_size=6,
+)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
