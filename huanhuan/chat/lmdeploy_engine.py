@@ -302,7 +302,7 @@ class LMDeployEngine(LoopEngine):
         if working is not None and working.done():
             return False
         try:
-            call_on(self.loop, asyncio.sleep(0), 5)
+            call_on(self.loop, lambda: asyncio.sleep(0), 5)
         except Exception:
             return False
         return True

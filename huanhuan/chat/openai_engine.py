@@ -95,7 +95,7 @@ class OpenAIEngine(LoopEngine):
 
     def _first_model(self) -> str:
         try:
-            offered = self._thread.call(self._offered(10), 15)
+            offered = self._thread.call(lambda: self._offered(10), 15)
         except Exception as error:
             self.close()
             raise self.explain(error) from error
@@ -212,7 +212,7 @@ class OpenAIEngine(LoopEngine):
         with self._probing:
             if time.monotonic() - self._probed_at > PROBE_EVERY:
                 try:
-                    self._thread.call(self._offered(5), 6)
+                    self._thread.call(lambda: self._offered(5), 6)
                     self._well = True
                 except Exception:
                     self._well = False
@@ -224,7 +224,7 @@ class OpenAIEngine(LoopEngine):
         if self.loop.is_closed():
             return
         try:
-            self._thread.call(self._client.close(), 10)
+            self._thread.call(self._client.close, 10)
         except Exception as error:
             # The thread may hang or be gone; there is nothing left to close then.
             logger.warning("closing the connections: %r", error)

@@ -7,8 +7,8 @@ import contextlib
 import logging
 import threading
 from abc import abstractmethod
-from collections.abc import Coroutine
-from concurrent.futures import CancelledError
+from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
@@ -50,9 +50,9 @@ class LoopThread:
         self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
-    def call(self, coroutine: Coroutine[Any, Any, Any], timeout: float) -> Any:
-        """Run ``coroutine`` on the loop and wait for its result. Raises: TimeoutError, and what it raises."""
-        return call_on(self.loop, coroutine, timeout)
+    def call(self, make: Callable[[], Coroutine[Any, Any, Any]], timeout: float) -> Any:
+        """Run what ``make`` returns on the loop, as :func:`call_on` does."""
+        return call_on(self.loop, make, timeout)
 
     def close(self, patience: float = 10.0) -> None:
         """Cancel what runs, stop the loop and wait for the thread; a loop that does not turn is left behind."""
@@ -61,7 +61,7 @@ class LoopThread:
         try:
             # An earlier attempt that was left behind cancels this one too.
             with contextlib.suppress(CancelledError):
-                self.call(_cancel_all(), patience)
+                self.call(_cancel_all, patience)
         except (FutureTimeoutError, RuntimeError):
             logger.warning("%s does not end: left behind", self._thread.name)
             return
@@ -71,20 +71,35 @@ class LoopThread:
             self.loop.close()
 
 
-def call_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], timeout: float) -> Any:
-    """Run ``coroutine`` on a loop of another thread and wait for its result.
+def call_on(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, Any]], timeout: float) -> Any:
+    """Run the coroutine that ``make`` returns on a loop of another thread and wait for its result.
+
+    It is made there, so that a loop which never turns again is not left with one that nobody awaits.
 
     Raises: what it raises, TimeoutError after ``timeout`` seconds, RuntimeError if the loop is closed.
     """
-    try:
-        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
-    except RuntimeError:
-        coroutine.close()
-        raise
+    future: Future[Any] = Future()
+    tasks: list[asyncio.Task[Any]] = []
+
+    def begin() -> None:
+        if future.set_running_or_notify_cancel():
+            tasks.append(loop.create_task(make()))
+            tasks[0].add_done_callback(finish)
+
+    def finish(task: asyncio.Task[Any]) -> None:
+        if task.cancelled():
+            future.set_exception(CancelledError())
+        elif error := task.exception():
+            future.set_exception(error)
+        else:
+            future.set_result(task.result())
+
+    loop.call_soon_threadsafe(begin)
     try:
         return future.result(timeout)
     except FutureTimeoutError:
-        future.cancel()
+        if not future.cancel():
+            loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
         raise
 
 
@@ -104,13 +119,28 @@ class LoopEngine(Engine):
 
     loop: asyncio.AbstractEventLoop
 
+    def __init__(self) -> None:
+        super().__init__()
+        # A loop itself holds its tasks weakly.
+        self._tasks: set[asyncio.Task[None]] = set()
+
     def _start(self, reply: Reply, messages: list[Message], sampling: Sampling) -> None:
-        writing = self._run(reply, messages, sampling)
+        def begin() -> None:
+            task = self.loop.create_task(self._run(reply, messages, sampling))
+            self._tasks.add(task)
+            task.add_done_callback(finish)
+
+        def finish(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            # One that was cancelled before its first step has said nothing of it.
+            reply.end("stopped")
+            reply.release()
+
         try:
-            asyncio.run_coroutine_threadsafe(writing, self.loop)
+            # The task is made on the loop: one for a loop that never turns again would be awaited by nobody.
+            self.loop.call_soon_threadsafe(begin)
         except RuntimeError as error:
             # The loop is closed, so the engine is.
-            writing.close()
             reply.fail(self.explain(error))
             reply.release()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -72,12 +73,50 @@ def test_a_blocked_loop_is_given_up_and_comes_back(engine: Looping, guard: str) 
         desk.close()
 
 
-def test_a_loop_that_has_ended_is_given_up_too(engine: Looping) -> None:
+def test_a_loop_that_has_ended_is_given_up_too_and_left_with_nothing(
+    engine: Looping, recwarn: pytest.WarningsRecorder
+) -> None:
     engine.loop.call_soon_threadsafe(engine.loop.stop)
     engine.thread._thread.join(5)
     with pytest.raises(EngineError, match="did not answer in time"):
         engine.reply(ASKED).result()
+    with pytest.raises(TimeoutError):
+        call_on(engine.loop, lambda: asyncio.sleep(0), 0.05)
+    engine.thread.close(0.05)
     engine.loop.close()
+    gc.collect()
+    assert not [str(each.message) for each in recwarn if "never awaited" in str(each.message)]
+
+
+def test_a_call_that_took_too_long_is_cancelled_and_one_that_had_not_begun_never_begins(engine: Looping) -> None:
+    seen: list[str] = []
+
+    async def call() -> None:
+        seen.append("begun")
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    with pytest.raises(TimeoutError):
+        engine.thread.call(call, 0.05)
+    engine.thread.call(lambda: asyncio.sleep(0), 2)
+    assert seen == ["begun", "cancelled"]
+    engine.block()
+    with pytest.raises(TimeoutError):
+        engine.thread.call(call, 0.05)
+    engine.go_on.set()
+    engine.thread.call(lambda: asyncio.sleep(0.01), 2)
+    assert seen == ["begun", "cancelled"]
+
+
+def test_a_reply_cancelled_before_its_first_step_ends_too(engine: Looping) -> None:
+    engine.block()
+    reply = engine.reply(ASKED)
+    engine.loop.call_soon_threadsafe(lambda: [task.cancel() for task in engine._tasks])
+    engine.go_on.set()
+    assert reply.wait(2) and reply.finish == "stopped" and reply.released
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -89,7 +128,7 @@ def test_a_closed_loop_is_an_error_at_once(engine: Looping) -> None:
         reply.result()
     assert reply.released
     with pytest.raises(RuntimeError):
-        call_on(engine.loop, asyncio.sleep(0), 1)
+        call_on(engine.loop, lambda: asyncio.sleep(0), 1)
 
 
 def test_closing_a_blocked_loop_ends(engine: Looping) -> None:
