@@ -220,7 +220,7 @@ def test_no_name_that_tokens_had_before_reaches_the_model(tiny_base: Path, tmp_p
     tokenizer, served = with_unnamed_tokens(tiny_base, tmp_path / "released"), Tokenizer(str(tiny_base))
     served.model.model = tokenizer
     names = [f"[UNUSED_TOKEN_{number}]" for number in range(template.UNNAMED)]
-    ids = tokenizer.convert_tokens_to_ids([template.START, template.END, *names[:141]])
+    ids: Any = tokenizer.convert_tokens_to_ids([template.START, template.END, *names[:141]])
     assert tokenizer.unk_token_id not in ids and len(set(ids)) == 143
     # Without cleaning, the old names are the tokens themselves.
     raw = tokenizer.encode(f"甲{names[146]}乙{names[145]}", add_special_tokens=False)
