@@ -17,6 +17,7 @@ from typing import Literal
 
 from huanhuan.chat.engine import Engine, EngineError, Finish, Reply, Sampling
 from huanhuan.chat.runners import ThreadedEngine
+from huanhuan.errors import UserError
 from huanhuan.template import Message
 
 logger = logging.getLogger("huanhuan.chat")
@@ -154,6 +155,10 @@ class GuardedEngine(ThreadedEngine):
         """Close the engine inside."""
         self.inner.close()
 
+    def judge(self, text: str, before: str, *, finished: bool = True) -> Problem | None:
+        """As :func:`problem` does."""
+        return problem(text, before, finished=finished)
+
     def _write(self, reply: Reply, messages: list[Message], sampling: Sampling) -> Finish:
         finish, found = self._try(reply, messages, sampling)
         if found is None:
@@ -190,7 +195,7 @@ class GuardedEngine(ThreadedEngine):
                     unseen += len(part)
                     if unseen >= STRIDE:
                         unseen = 0
-                        found = problem(said, before, finished=False)
+                        found = self.judge(said, before, finished=False)
                         if last and found != "loop":
                             found = None
                     if found:
@@ -209,7 +214,7 @@ class GuardedEngine(ThreadedEngine):
             reply.tokens = inner.tokens
         if reply.stop_requested:
             return "stopped", None
-        return "cut" if found else inner.finish or "stop", found or problem(said, before)
+        return "cut" if found else inner.finish or "stop", found or self.judge(said, before)
 
 
 def _wait_for_release(reply: Reply) -> None:
@@ -223,8 +228,16 @@ def _wait_for_release(reply: Reply) -> None:
     released.wait()
 
 
+def guard_wanted(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether ``HUANHUAN_GUARD`` is ``on``, as it is if it is not set, or ``off``. Raises: UserError for anything else."""
+    text = environ.get("HUANHUAN_GUARD", "").strip()
+    if text.lower() in ("", "on", "1", "yes", "true"):
+        return True
+    if text.lower() in ("off", "0", "no", "false"):
+        return False
+    raise UserError(f"HUANHUAN_GUARD={text}: 只能是 on 或 off / must be on or off: correct it or unset it")
+
+
 def guarded(engine: Engine, environ: Mapping[str, str] = os.environ) -> Engine:
-    """``engine`` with the guard around it, unless ``HUANHUAN_GUARD`` is ``off``."""
-    if environ.get("HUANHUAN_GUARD", "").strip().lower() in ("off", "0", "no", "false"):
-        return engine
-    return GuardedEngine(engine)
+    """``engine`` with the guard around it, unless ``HUANHUAN_GUARD`` is ``off``. Raises: as :func:`guard_wanted` does."""
+    return GuardedEngine(engine) if guard_wanted(environ) else engine

@@ -12,7 +12,7 @@ from huanhuan.chat import select
 from huanhuan.chat.desk import Desk, Limits
 from huanhuan.chat.engine import Engine, EngineError
 from huanhuan.chat.filters import Filter, NoFilter, chosen_filter
-from huanhuan.chat.guard import guarded
+from huanhuan.chat.guard import guard_wanted, guarded
 from huanhuan.chat.model_folder import NoModel
 from huanhuan.errors import UserError
 
@@ -64,6 +64,7 @@ class Service:
         try:
             self.prepare()
             limits = Limits.from_environment()
+            guard_wanted()
             engine = guarded(self._build(report=self._report))
             with self._lock:
                 if not self._closed:

@@ -7,7 +7,7 @@ import logging
 import click
 
 from huanhuan.chat.engine import GREEDY, Engine, EngineError, Reply, Sampling
-from huanhuan.chat.guard import guarded
+from huanhuan.chat.guard import guard_wanted, guarded
 from huanhuan.chat.select import build
 from huanhuan.errors import UserError
 from huanhuan.persona import Persona, load_persona
@@ -49,6 +49,7 @@ def chat(*, persona: str, model: str | None, say: str | None, verbose: bool = Fa
     """Say one thing or talk until /quit; the exit code. Raises: UserError as loading the card and the engine do."""
     sampling = sampling_from(**options)  # type: ignore[arg-type]
     card = load_persona(persona)
+    guard_wanted()
     log_to_standard_error(verbose)
     engine = guarded(build(model, report=_report if say is None else _silent))
     try:

@@ -50,14 +50,13 @@ def ways(bench: Any, engine: LMDeployEngine, desk: Any) -> dict[str, Any]:
 
 
 def test_every_way_asks_for_the_same_and_gets_as_many_tokens(bench: Any, engine: LMDeployEngine) -> None:
-    guard, desk = bench.page_path(engine)
+    desk = bench.page_path(engine)
     try:
         timings = bench.measure(ways(bench, engine, desk), tokens=40, repeats=2)
     finally:
         desk.close()
     assert {name: len(each) for name, each in timings.items()} == {"direct": 2, "engine": 2, "page": 2}
     assert all(0 < each.first < each.seconds and each.tokens == 40 for many in timings.values() for each in many)
-    assert not guard.counts
     requests = engine._pipeline.requests
     assert len(requests) == 9, "three ways, one try each and two that count"
     settings = [vars(each["gen_config"]) for each in requests]
@@ -90,7 +89,7 @@ def test_the_ways_take_turns_with_the_same_seeds(bench: Any) -> None:
 
 
 def test_a_stop_of_all_slots_is_measured(bench: Any, engine: LMDeployEngine) -> None:
-    _, desk = bench.page_path(engine)
+    desk = bench.page_path(engine)
     try:
         free, again = bench.stop_all(desk, engine, 800)
         assert 0 < free < 5 and 0 < again < 5 and len(engine._pipeline.stopped) == SLOTS + 1
@@ -111,3 +110,45 @@ def test_medians_are_told_beside_the_first_way(bench: Any) -> None:
         "| page | 63.0 (+5.0%) | 160.0 (-20.0%) |",
     ]
     assert bench.changes(timings)["page"] == (0.05, -0.2)
+
+
+def test_a_model_that_goes_in_circles_is_measured_all_the_same(bench: Any, engine: LMDeployEngine) -> None:
+    """Kept from ending its reply, even a good model may; the guard has all its work and no say."""
+    engine._pipeline.words = ["好的，"]
+    desk = bench.page_path(engine)
+    try:
+        timings = bench.measure(ways(bench, engine, desk), tokens=60, repeats=1)
+        assert [each.tokens for many in timings.values() for each in many] == [60, 60, 60]
+        assert len(engine._pipeline.requests) == 6, "nothing was said twice"
+    finally:
+        desk.close()
+
+
+def test_the_verdict_is_a_line_or_an_error(bench: Any) -> None:
+    direct = [bench.Timing(0.1, 100, 1.0)]
+    assert bench.verdict({"direct": direct, "page": [bench.Timing(0.09, 100, 0.9)]}, 0.05).startswith("within 5%: ")
+    for page in (bench.Timing(0.106, 100, 1.0), bench.Timing(0.1, 100, 1.06)):
+        with pytest.raises(UserError, match="not within 5%: first token at most"):
+            bench.verdict({"direct": direct, "engine": direct, "page": [page]}, 0.05)
+
+
+def test_the_whole_command_over_the_double(
+    bench: Any, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it is started on a GPU; its double is faster than any thread that looks at it, so only the shape is judged."""
+
+    def build(self: LMDeployEngine, config: Any) -> Pipeline:
+        made = Pipeline(self.folder, config, SLOTS)
+        made.words, made.endless = [*map(chr, range(0x4E00, 0x4E00 + 900))], True
+        return made
+
+    monkeypatch.setattr(LMDeployEngine, "_build", build)
+    monkeypatch.setenv("HUANHUAN_LMDEPLOY_BACKEND", "pytorch")
+    arguments = [str(tiny_base), "--tokens", "30", "--repeats", "2", "--tolerance"]
+    bench.main([*arguments, "9"], standalone_mode=False)
+    told = capsys.readouterr().out
+    assert told.startswith("LMDeploy PyTorch, 3 slots") and "| page's engine, guard and desk |" in told
+    assert "stop: 3 replies, all slots free after" in told and told.splitlines()[-1].startswith("within 900%: ")
+    with pytest.raises(SystemExit) as caught:
+        bench.main([*arguments, "-9"], standalone_mode=False)
+    assert caught.value.code == 1 and "error: not within -900%" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from huanhuan.chat.engine import GREEDY, EngineError, Finish, Reply, Sampling
 from huanhuan.chat.guard import GuardedEngine, adjusted, breaks_role, guarded, loops, problem
+from huanhuan.errors import UserError
 from huanhuan.template import Message
 
 ASKED: list[Message] = [{"role": "user", "content": "你是谁？"}]
@@ -213,8 +214,12 @@ def test_a_continued_reply_is_judged_with_its_beginning() -> None:
 
 def test_the_guard_can_be_switched_off() -> None:
     fake = FakeEngine()
-    assert guarded(fake, {"HUANHUAN_GUARD": "off"}) is fake
-    assert isinstance(guarded(fake, {}), GuardedEngine)
+    for off in ("off", "OFF", "0", "no", "false"):
+        assert guarded(fake, {"HUANHUAN_GUARD": off}) is fake
+    for on in ({}, {"HUANHUAN_GUARD": "on"}, {"HUANHUAN_GUARD": " "}, {"HUANHUAN_GUARD": "1"}):
+        assert isinstance(guarded(fake, on), GuardedEngine)
+    with pytest.raises(UserError, match=r"HUANHUAN_GUARD=of: .*must be on or off"):
+        guarded(fake, {"HUANHUAN_GUARD": "of"})
 
 
 def test_adjusted_sampling_stays_in_range_and_changes_the_seed() -> None:
