@@ -10,6 +10,7 @@ Nothing here imports torch, LMDeploy or a client library.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import threading
@@ -88,7 +89,7 @@ class Timeouts:
             total = float(text)
         except ValueError:
             total = 0.0
-        if total <= 0:
+        if not 0 < total < math.inf:
             raise UserError(f"HUANHUAN_TIMEOUT={text}: 需要正的秒数 / must be seconds, over 0: correct it or unset it")
         return cls(min(cls.first, total), min(cls.between, total), total)
 

@@ -222,13 +222,14 @@ class LMDeployEngine(LoopEngine):
             "skip_special_tokens": True,
             "spaces_between_special_tokens": False,
         }
-        if sampling.greedy:
+        if sampling.greedy and sampling.repetition_penalty == 1:
             return GenerationConfig(do_sample=False, **common)
+        # Not sampling mutes the penalty as well; the single likeliest token after it is greedy too.
         return GenerationConfig(
             do_sample=True,
-            temperature=sampling.temperature,
+            temperature=1.0 if sampling.greedy else sampling.temperature,
             top_p=sampling.top_p,
-            top_k=sampling.top_k,
+            top_k=1 if sampling.greedy else sampling.top_k,
             repetition_penalty=sampling.repetition_penalty,
             random_seed=sampling.seed,  # type: ignore[arg-type]
             **common,

@@ -91,9 +91,10 @@ def test_sampling_out_of_range_names_every_setting() -> None:
         Sampling(temperature=3, top_p=0, max_new_tokens=0)
 
 
-def test_a_timeout_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HUANHUAN_TIMEOUT", "soon")
-    with pytest.raises(UserError, match="HUANHUAN_TIMEOUT=soon"):
+@pytest.mark.parametrize("wrong", ["soon", "0", "-5", "nan", "inf"])
+def test_a_timeout_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    monkeypatch.setenv("HUANHUAN_TIMEOUT", wrong)
+    with pytest.raises(UserError, match=f"HUANHUAN_TIMEOUT={wrong}"):
         FakeEngine()
 
 

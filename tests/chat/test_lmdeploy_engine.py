@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import subprocess
 import sys
@@ -54,6 +55,8 @@ def test_sampling_takes_effect(engine: LMDeployEngine) -> None:
     assert (sampled.repetition_penalty, sampled.random_seed) == (1.1, 5)
     greedy = engine.generation_config(GREEDY)
     assert not greedy.do_sample
+    penalised = engine.generation_config(dataclasses.replace(GREEDY, repetition_penalty=1.2))
+    assert (penalised.do_sample, penalised.top_k, penalised.repetition_penalty) == (True, 1, 1.2)
     tokenizer = engine.tokenizer
     ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")}
     assert set(sampled.stop_token_ids) == ends == set(greedy.stop_token_ids)
