@@ -85,7 +85,7 @@ REPLY = re.compile(r"\[(\d+)\] (.+?) → (.*)")
 
 
 def train(overrides: dict[str, Any], base: Path, work: Path) -> float:
-    """Train in ``work``; seconds it took. Raises: CalledProcessError."""
+    """Train in ``work``; seconds it took. Raises: ClickException with the log if it failed."""
     # A list of schedules does not go through --cfg-options, and a recipe imports its base from beside it.
     if not (work / "configs").exists():
         (work / "configs").symlink_to(ROOT / "configs", target_is_directory=True)
@@ -96,13 +96,10 @@ def train(overrides: dict[str, Any], base: Path, work: Path) -> float:
     command = [sys.executable, "-m", "huanhuan.training.run_xtuner", str(work / "recipe.py"), "--work-dir", str(work)]
     command += ["--cfg-options", *(f"{key}={value}" for key, value in options.items())]
     with (work / "output.log").open("w") as output:
-        subprocess.run(
-            command,
-            env=os.environ | {"HUANHUAN_BASE": str(base.resolve())},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            check=True,
-        )
+        environment = os.environ | {"HUANHUAN_BASE": str(base.resolve()), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        code = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+    if code:
+        raise click.ClickException(f"{work / 'output.log'}: exit {code}: read its last lines")
     return time.time() - started
 
 

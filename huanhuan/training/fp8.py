@@ -3,6 +3,9 @@
 The weight is e4m3 with one scale per row, another one for each direction: held so (:class:`FrozenFP8Linear`), or
 unpacked from NF4 each time (:class:`NF4LinearInFP8`), which takes a quarter of the memory. Activations and gradients
 are cast row by row on the way in. Only LoRA trains beside it, so there is no weight gradient.
+
+No library serves a frozen weight: torchao's Float8Linear keeps it in bfloat16 and casts it anew in both directions of
+every step, and Transformers' FP8Linear has no backward pass.
 """
 
 from __future__ import annotations

@@ -31,6 +31,8 @@ class WholeCheckpointHook(CheckpointHook):
             super()._save_checkpoint_with_step(runner, step, meta)
 
     def _save_best_checkpoint(self, runner: Any, metrics: dict[str, Any]) -> None:
+        if not self.save_best:
+            return
         outdated = _Outdated(self.file_backend)
         self.file_backend = outdated
         try:

@@ -86,6 +86,13 @@ def test_the_best_one_goes_when_its_successor_has_come(hook: tuple[WholeCheckpoi
     assert mmengine_runner.save_checkpoint is not write_checkpoint
 
 
+def test_without_a_best_one_a_validation_writes_nothing(tmp_path: Path) -> None:
+    saver, runner = WholeCheckpointHook(by_epoch=False, interval=100), Runner(tmp_path, "none")
+    saver.before_train(runner)
+    saver.after_val_epoch(runner, {"held_out/loss": 3.0})
+    assert not list(tmp_path.iterdir())
+
+
 def test_one_that_cannot_be_written_leaves_the_best_one(
     hook: tuple[WholeCheckpointHook, Runner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
