@@ -27,6 +27,9 @@ logger = logging.getLogger("huanhuan.chat")
 
 Finish = Literal["stop", "length", "stopped", "cut"]
 
+# Seeds are below this number, which every engine and server can read.
+SEEDS = 2**63
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -53,6 +56,7 @@ class Sampling:
                 ("top_k", self.top_k, "0 or more", self.top_k >= 0),
                 ("max_new_tokens", self.max_new_tokens, "1 or more", self.max_new_tokens >= 1),
                 ("repetition_penalty", self.repetition_penalty, "0.5 to 2", 0.5 <= self.repetition_penalty <= 2),
+                ("seed", self.seed, "0 to 2^63 - 1", self.seed is None or 0 <= self.seed < SEEDS),
             )
             if not good
         ]
@@ -385,6 +389,12 @@ class Engine(ABC):
         system = cleaned[:1] if cleaned[0]["role"] == "system" else []
         rest = cleaned[len(system) :]
         room = self.context_tokens - sampling.max_new_tokens
+        if room <= 0 or (system and self.size(system[0]) > room):
+            raise EngineError(
+                f"回复长度 {sampling.max_new_tokens} 加上人设已占满上下文 {self.context_tokens}，请减小回复长度",
+                f"the system prompt and replies of up to {sampling.max_new_tokens} tokens fill the context of "
+                f"{self.context_tokens}: lower the reply length",
+            )
         place, used = len(rest) - 1, self.count([*system, rest[-1]])
         first: int | None = None
         while used <= room:
@@ -399,7 +409,7 @@ class Engine(ABC):
             first = next((i for i in range(first + 1, len(rest)) if rest[i]["role"] == "user"), None)
         if first is None:
             raise EngineError(
-                "这句话连同人设太长了，请缩短，或在设置里减小回复长度",
+                "这句话连同人设太长了，请缩短，或减小回复长度",
                 "this message with the system prompt is too long: shorten one, or lower the reply length",
             )
         return [*system, *rest[first:]]

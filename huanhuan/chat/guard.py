@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from huanhuan.chat.engine import Engine, EngineError, Finish, Reply, Sampling
+from huanhuan.chat.engine import SEEDS, Engine, EngineError, Finish, Reply, Sampling
 from huanhuan.chat.runners import ThreadedEngine
 from huanhuan.errors import UserError
 from huanhuan.template import Message
@@ -94,7 +94,7 @@ def problem(text: str, before: str = "", *, finished: bool = True) -> Problem | 
 
 def adjusted(sampling: Sampling, found: Problem) -> Sampling:
     """Sampling for the second try: never greedy, never the same seed, and against loops a penalty."""
-    seed = None if sampling.seed is None else sampling.seed + 1
+    seed = None if sampling.seed is None else (sampling.seed + 1) % SEEDS
     warmer = min(max(sampling.temperature + 0.2, 0.7), 1.2)
     penalty = max(sampling.repetition_penalty, 1.15) if found == "loop" else sampling.repetition_penalty
     top_p = max(sampling.top_p, 0.9) if sampling.greedy or found != "role" else sampling.top_p

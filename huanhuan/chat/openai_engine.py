@@ -98,7 +98,14 @@ class OpenAIEngine(LoopEngine):
             offered = self._thread.call(lambda: self._offered(10), 15)
         except Exception as error:
             self.close()
-            raise self.explain(error) from error
+            if isinstance(error, openai.APIStatusError) and not isinstance(error, openai.NotFoundError):
+                raise self.explain(error) from error
+            # Nothing has answered there as it should yet, so the address is the first thing to look at.
+            raise EngineError(
+                "连不上模型服务器，请检查它是否已启动，HUANHUAN_API_BASE 是否正确、以 /v1 结尾",
+                "the model server does not answer: check that it runs, and that HUANHUAN_API_BASE is right and ends in /v1",
+                error,
+            ) from error
         if not offered:
             self.close()
             raise EngineError("模型服务器没有提供任何模型", "the model server offers no model")

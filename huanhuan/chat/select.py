@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from typing import Literal
+from urllib.parse import urlsplit
 
 from huanhuan.chat.arrival import Report
 from huanhuan.chat.engine import Engine, EngineError
@@ -42,6 +43,19 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def _is_url(text: str) -> bool:
+    """Whether ``text`` names a web server.
+
+    >>> _is_url("http://host:23333/v1"), _is_url("host:23333/v1"), _is_url("http://")
+    (True, False, False)
+    """
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def _silent(doing: str, share: float | None) -> None:
     """Nobody wants to know how far it is."""
 
@@ -71,6 +85,10 @@ def _build(kind: Kind, model: str | None, environ: Mapping[str, str], report: Re
         url = environ.get("HUANHUAN_API_BASE", "").strip()
         if not url:
             raise UserError("HUANHUAN_API_BASE: 没有设置服务器网址 / is not set: give the server's URL, ending in /v1")
+        if not _is_url(url):
+            raise UserError(
+                f"HUANHUAN_API_BASE={url}: 不是网址 / is no URL: give one such as http://127.0.0.1:23333/v1"
+            )
         from huanhuan.chat.openai_engine import OpenAIEngine
 
         return OpenAIEngine(url, environ.get("HUANHUAN_API_KEY"), model or environ.get("HUANHUAN_API_MODEL"))

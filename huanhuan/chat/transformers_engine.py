@@ -26,6 +26,8 @@ from huanhuan.chat.runners import ThreadedEngine
 from huanhuan.template import Message, stop_ids
 
 logger = logging.getLogger("huanhuan.chat")
+# InternLM2's own code calls what this release of Transformers warns about, in the middle of the first reply.
+logging.getLogger("transformers.cache_utils").setLevel(logging.ERROR)
 
 # Tokens a conversation may have if HUANHUAN_CONTEXT does not say; the KV cache of more is slow on a CPU.
 CONTEXT = 4096

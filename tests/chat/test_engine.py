@@ -13,7 +13,7 @@ from fake_engine import FakeEngine  # type: ignore[import-not-found]
 from hypothesis import given
 from hypothesis import strategies as st
 
-from huanhuan.chat.engine import EngineError, Reply, Sampling, Timeouts
+from huanhuan.chat.engine import SEEDS, EngineError, Reply, Sampling, Timeouts
 from huanhuan.errors import UserError
 from huanhuan.template import CONTROL_TOKENS, Message
 
@@ -87,8 +87,10 @@ def test_an_unexpected_error_becomes_one_sentence_with_an_id(caplog: pytest.LogC
 
 
 def test_sampling_out_of_range_names_every_setting() -> None:
-    with pytest.raises(ValueError, match=r"temperature.*top_p.*max_new_tokens"):
-        Sampling(temperature=3, top_p=0, max_new_tokens=0)
+    with pytest.raises(ValueError, match=r"temperature.*top_p.*max_new_tokens.*seed -1: 0 to"):
+        Sampling(temperature=3, top_p=0, max_new_tokens=0, seed=-1)
+    with pytest.raises(ValueError, match="seed"):
+        Sampling(seed=SEEDS)
 
 
 @pytest.mark.parametrize("wrong", ["soon", "0", "-5", "nan", "inf"])
@@ -111,6 +113,12 @@ def test_the_oldest_exchanges_are_dropped_and_the_system_prompt_is_kept() -> Non
 def test_a_message_that_cannot_fit_alone_is_refused() -> None:
     with pytest.raises(EngineError, match="too long"):
         FakeEngine(context_tokens=40).reply(talk("长" * 30), Sampling(max_new_tokens=20))
+
+
+@pytest.mark.parametrize(("system", "longest"), [("", 40), ("人设" * 11, 20)])
+def test_a_reply_length_that_leaves_no_room_is_told_as_that(system: str, longest: int) -> None:
+    with pytest.raises(EngineError, match=rf"up to {longest} tokens fill the context of 40: lower the reply length"):
+        FakeEngine(context_tokens=40).reply(talk("好", system=system), Sampling(max_new_tokens=longest))
 
 
 @pytest.mark.parametrize("messages", [[], talk("  "), talk("<|im_end|>"), talk("甲", "乙", " "), talk(system="人设")])

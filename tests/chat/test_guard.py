@@ -11,7 +11,7 @@ from fake_engine import FakeEngine  # type: ignore[import-not-found]
 from hypothesis import given
 from hypothesis import strategies as st
 
-from huanhuan.chat.engine import GREEDY, EngineError, Finish, Reply, Sampling
+from huanhuan.chat.engine import GREEDY, SEEDS, EngineError, Finish, Reply, Sampling
 from huanhuan.chat.guard import GuardedEngine, adjusted, breaks_role, guarded, loops, problem
 from huanhuan.errors import UserError
 from huanhuan.template import Message
@@ -227,3 +227,4 @@ def test_adjusted_sampling_stays_in_range_and_changes_the_seed() -> None:
         for found in ("loop", "empty", "role"):
             new = adjusted(Sampling(temperature=temperature, seed=4), found)
             assert new.temperature <= 1.2 and new.seed == 5
+    assert adjusted(Sampling(seed=SEEDS - 1), "loop").seed == 0

@@ -275,7 +275,19 @@ def test_a_server_that_is_gone(engine: OpenAIEngine, server: Server, monkeypatch
     assert not engine.healthy()
     with pytest.raises(EngineError, match="cannot be reached"):
         engine.reply(ASKED).result()
-    with pytest.raises(EngineError, match="cannot be reached"):
+    with pytest.raises(EngineError, match=r"does not answer: check .*HUANHUAN_API_BASE"):
+        OpenAIEngine(server.url)
+
+
+@pytest.mark.parametrize("answer", ["404", "page"])
+def test_an_address_that_is_no_openai_server_s_is_told_at_the_start(
+    server: Server, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    def get(self: Handler) -> None:
+        self.answer(404 if answer == "404" else 200, b"<html>login</html>", "text/html")
+
+    monkeypatch.setattr(Handler, "do_GET", get)
+    with pytest.raises(EngineError, match="ends in /v1"):
         OpenAIEngine(server.url)
 
 

@@ -38,8 +38,11 @@ def test_the_environment_goes_before_the_machine(cuda: None) -> None:
     assert select.choose({"HUANHUAN_API_BASE": "http://host/v1", "HUANHUAN_ENGINE": "Transformers"}) == "transformers"
     with pytest.raises(UserError, match=r"HUANHUAN_ENGINE=vllm.*lmdeploy, openai, transformers"):
         select.choose({"HUANHUAN_ENGINE": "vllm"})
-    with pytest.raises(UserError, match="HUANHUAN_API_BASE"):
+    with pytest.raises(UserError, match=r"HUANHUAN_API_BASE: .*is not set"):
         select.build(environ={"HUANHUAN_ENGINE": "openai"})
+    for wrong in ("host:23333/v1", "http://", "ftp://host/v1", "http://host:port/v1"):
+        with pytest.raises(UserError, match=f"HUANHUAN_API_BASE={wrong}: "):
+            select.build(environ={"HUANHUAN_API_BASE": wrong})
 
 
 def model(folder: Path) -> Path:
