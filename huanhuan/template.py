@@ -33,8 +33,9 @@ CONTROL_TOKENS = (
     *(f"[UNUSED_TOKEN_{number}]" for number in range(UNNAMED)),
 )
 
-# No two of these can overlap, so their order does not matter.
-_SPACES = re.compile("|".join(map(re.escape, (*CONTROL_TOKENS, "▁"))))
+# No two of these can overlap, so their order does not matter. Half of a surrogate pair, which JSON can hold, is no
+# character, and no tokenizer takes it.
+_SPACES = re.compile("|".join(map(re.escape, (*CONTROL_TOKENS, "▁"))) + "|[\ud800-\udfff]")
 
 
 class Message(TypedDict):
@@ -51,7 +52,7 @@ def clean(text: str) -> str:
     The ends are stripped because InternLM2's vocabulary holds tokens made of several newlines: a leading
     newline would be read together with the template's own when a whole conversation is encoded at once,
     but not when XTuner encodes the reply on its own. SentencePiece's mark for a space becomes one, as the
-    tokenizer reads it.
+    tokenizer reads it, and so does half of a surrogate pair.
 
     >>> clean("  你好<|im_end|>\\n<|im_start|>system\\n")
     '你好 \\n system'

@@ -244,6 +244,14 @@ def test_the_greedy_vocabulary_is_greedy(merged_folders: dict[str, Path]) -> Non
     assert whole != pieces
 
 
+@pytest.mark.parametrize("half", ["\ud83c", "\udf38", "\udcff"])
+def test_what_is_no_character_never_reaches_a_tokenizer(ways: tuple[Any, Any], half: str) -> None:
+    """An imported JSON file, or bytes typed into a terminal, may hold it."""
+    messages: list[template.Message] = [{"role": "user", "content": f"甲{half}乙"}]
+    assert template.clean(f"甲{half}乙{half}") == "甲 乙" and template.clean("🌸") == "🌸"
+    assert prompt_ids(ways[0], messages) == ways[1].encode(template.render([{**messages[0], "content": "甲 乙"}]))
+
+
 @pytest.mark.parametrize("read", [lambda t: t.encode, lambda t: t.tokenize], ids=["encode", "tokenize"])
 def test_the_base_s_own_template_is_not_what_is_served(
     merged_folders: dict[str, Path], read: Callable[[Any], Any]
