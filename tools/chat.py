@@ -14,7 +14,10 @@ from huanhuan.paths import DATA
 @click.option(
     "--persona", type=click.Path(), default=str(DATA / "huanhuan/persona.toml"), help="角色卡 / persona card."
 )
-@click.option("--model", help="模型目录；默认 models/huanhuan / model folder, or the server's model name.")
+@click.option(
+    "--model",
+    help="模型目录；默认 models/huanhuan，没有则演示模型 / model folder, else the demo; or the server's model name.",
+)
 @click.option("--say", metavar="TEXT", help="说一句，打印回复后退出 / say one thing, print the reply and exit.")
 @click.option("--temperature", type=float, default=0.8, show_default=True, help="随机程度 / sampling temperature.")
 @click.option("--top-p", type=float, default=0.8, show_default=True, help="核采样 / nucleus sampling.")
@@ -29,7 +32,13 @@ from huanhuan.paths import DATA
 def main(**options: object) -> None:
     """在终端里与角色聊天 / chat with the character in the terminal.
 
-    HUANHUAN_ENGINE, HUANHUAN_MODEL 与 HUANHUAN_API_BASE 决定由谁来回答 / decide what answers.
+    HUANHUAN_ENGINE, HUANHUAN_MODEL 与 HUANHUAN_API_BASE 决定由谁来回答 / decide what answers; 全部设置见 / every
+    setting: docs/deploy.md.
+
+    \b
+    python tools/chat.py
+    python tools/chat.py --say 你是谁？ --greedy
+    HUANHUAN_API_BASE=http://127.0.0.1:23333/v1 python tools/chat.py
     """
     sys.exit(chat(**options))  # type: ignore[arg-type]
 

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
+import sys
 
 import click
 
-from huanhuan.chat.engine import GREEDY, Engine, EngineError, Reply, Sampling
+from huanhuan.chat.engine import GREEDY, Engine, EngineError, Finish, Reply, Sampling
 from huanhuan.chat.guard import guard_wanted, guarded
 from huanhuan.chat.select import build
 from huanhuan.errors import UserError
 from huanhuan.persona import Persona, load_persona
-from huanhuan.template import Message
+from huanhuan.template import Message, clean
+
+with contextlib.suppress(ImportError):
+    # Being imported is all it takes: the prompt can then be edited, whole characters at a time.
+    import readline  # noqa: F401
+
+COMMANDS = "/reset 重新开始 / start over    /quit 退出 / leave"
+# How a reply may end that is not the character's own end.
+NOTES: dict[Finish | None, str] = {
+    "length": "（到了回复上限，见 --max-new-tokens / the longest reply was reached）",
+    "cut": "（一直在重复，已截断 / it went in circles and was cut）",
+}
 
 
 def sampling_from(
@@ -51,7 +65,7 @@ def chat(*, persona: str, model: str | None, say: str | None, verbose: bool = Fa
     card = load_persona(persona)
     guard_wanted()
     log_to_standard_error(verbose)
-    engine = guarded(build(model, report=_report if say is None else _silent))
+    engine = guarded(build(model, report=show_progress if say is None else _silent))
     try:
         if say is not None:
             return _say_once(engine, card, say, sampling)
@@ -60,7 +74,7 @@ def chat(*, persona: str, model: str | None, say: str | None, verbose: bool = Fa
         engine.close()
 
 
-def _report(doing: str, share: float | None) -> None:
+def show_progress(doing: str, share: float | None) -> None:
     """One line for each step; a download counts up in its own."""
     click.echo(f"\r{doing}" if share is not None else doing, err=True, nl=share is None)
 
@@ -77,28 +91,33 @@ def _say_once(engine: Engine, card: Persona, text: str, sampling: Sampling) -> i
 
 
 def _print(reply: Reply) -> None:
-    """Print the reply as it arrives; Ctrl-C stops it and keeps what was said. Said anew, it starts on a new line."""
+    """Print the reply as it arrives; Ctrl-C stops it and keeps what was said. Said anew, it starts on a new line.
+
+    A file or a program gets it at the end, so that what the guard threw away is not in it.
+    """
+    live = sys.stdout.isatty()
     restarts = 0
     try:
         for piece in reply.ticks():
-            if reply.restarts != restarts:
+            if live and reply.restarts != restarts:
                 restarts = reply.restarts
                 click.echo("\n（重说 / once more）", err=True)
-            click.echo(piece, nl=False)
+            if live:
+                click.echo(piece, nl=False)
     except KeyboardInterrupt:
         reply.stop()
         reply.wait(10)
     finally:
-        click.echo()
+        click.echo("" if live else reply.text)
 
 
 def _talk(engine: Engine, card: Persona, sampling: Sampling) -> int:
-    click.echo(f"{engine.label} · {engine.model}    /reset 重新开始 / start over    /quit 退出 / leave", err=True)
+    click.echo(f"{engine.label} · {engine.model}    {COMMANDS}", err=True)
     click.echo(f"{card.name}: {card.greeting}")
     history: list[Message] = []
     while True:
         try:
-            text = click.prompt("你", prompt_suffix=": ").strip()
+            text = clean(click.prompt("你", prompt_suffix=": ", default="", show_default=False))
         except (EOFError, KeyboardInterrupt, click.Abort):
             click.echo()
             return 0
@@ -107,17 +126,26 @@ def _talk(engine: Engine, card: Persona, sampling: Sampling) -> int:
         if text == "/reset":
             history = []
             click.echo(f"{card.name}: {card.greeting}")
-            continue
-        history.append({"role": "user", "content": text})
+        elif re.fullmatch(r"/\w*", text):
+            click.echo(f"没有 {text} / no such command    {COMMANDS}", err=True)
+        elif text:
+            _turn(engine, card, sampling, history, text)
+
+
+def _turn(engine: Engine, card: Persona, sampling: Sampling, history: list[Message], text: str) -> None:
+    """One exchange; ``history`` grows by it if something was said."""
+    asked: list[Message] = [*history, {"role": "user", "content": text}]
+    try:
+        reply = engine.reply([{"role": "system", "content": card.system}, *asked], sampling)
         click.echo(f"{card.name}: ", nl=False)
-        try:
-            reply = engine.reply([{"role": "system", "content": card.system}, *history], sampling)
-            _print(reply)
-        except EngineError as error:
-            click.echo(f"{error}", err=True)
-            history.pop()
-            continue
-        if reply.text:
-            history.append({"role": "assistant", "content": reply.text})
-        else:
-            history.pop()
+        _print(reply)
+    except EngineError as error:
+        click.echo(f"{error}", err=True)
+        return
+    if reply.finish in NOTES:
+        click.echo(NOTES[reply.finish], err=True)
+    if reply.text:
+        # What the context had no room for this time has none next time either.
+        history[:] = [*asked[reply.dropped :], {"role": "assistant", "content": reply.text}]
+    if reply.dropped:
+        click.echo(f"（最早的 {reply.dropped} 句忘了 / the {reply.dropped} oldest messages are forgotten）", err=True)
