@@ -43,10 +43,10 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def _is_url(text: str) -> bool:
+def is_url(text: str) -> bool:
     """Whether ``text`` names a web server.
 
-    >>> _is_url("http://host:23333/v1"), _is_url("host:23333/v1"), _is_url("http://")
+    >>> is_url("http://host:23333/v1"), is_url("host:23333/v1"), is_url("http://")
     (True, False, False)
     """
     try:
@@ -85,7 +85,7 @@ def _build(kind: Kind, model: str | None, environ: Mapping[str, str], report: Re
         url = environ.get("HUANHUAN_API_BASE", "").strip()
         if not url:
             raise UserError("HUANHUAN_API_BASE: 没有设置服务器网址 / is not set: give the server's URL, ending in /v1")
-        if not _is_url(url):
+        if not is_url(url):
             raise UserError(
                 f"HUANHUAN_API_BASE={url}: 不是网址 / is no URL: give one such as http://127.0.0.1:23333/v1"
             )

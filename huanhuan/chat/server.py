@@ -31,6 +31,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from huanhuan.chat.lmdeploy_engine import engine_config, import_lmdeploy, turbomind_problem, wanted_backend
+from huanhuan.chat.select import has_cuda, is_url
 from huanhuan.cli import Terminated
 from huanhuan.errors import UserError
 
@@ -65,6 +66,29 @@ def check_private(host: str) -> None:
             f"--host {host}: 代理之后的服务没有密钥，只能监听内网地址 / a server behind the proxy asks for no key: "
             "bind it to a private address, such as 127.0.0.1"
         )
+
+
+def check_gpu() -> None:
+    """Raises: UserError on a machine without a CUDA device, where LMDeploy fails at length in a process of its own."""
+    if not has_cuda():
+        raise UserError(
+            "这台机器没有可用的 CUDA GPU，LMDeploy 起不来 / no CUDA GPU here, which LMDeploy needs: check the driver; "
+            "streamlit run app.py works without one"
+        )
+
+
+def node_urls(given: Sequence[str]) -> list[str]:
+    """The servers behind the proxy as it names them, each once. Raises: UserError with everything that is no URL.
+
+    >>> node_urls(["http://127.0.0.1:23333/v1/", "http://127.0.0.1:23333"])
+    ['http://127.0.0.1:23333']
+    """
+    wrong = [url for url in given if not is_url(url)]
+    if wrong:
+        raise UserError(
+            [f"{url}: 不是网址 / is no URL: give one such as http://127.0.0.1:23333" for url in wrong],
+        )
+    return list(dict.fromkeys(url.rstrip("/").removesuffix("/v1") for url in given))
 
 
 class KeyRequired:
