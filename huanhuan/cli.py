@@ -41,6 +41,11 @@ def error_lines(error: BaseException) -> list[str]:
     if isinstance(error, OSError):
         advice = SYSTEM_ADVICE.get(error.errno or 0, "请检查后重试 / check it and run again")
         return [os_error_line(error.filename or "system", error, advice)]
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("huanhuan"):
+        return [
+            f"{error.name}: 这个 Python 里没有安装，请运行 make setup，再用 .venv/bin/python / is not installed for "
+            f"{sys.executable}: run make setup, then .venv/bin/python"
+        ]
     text = " ".join(str(error).split()) or "no message"
     return [f"{type(error).__name__}: {text[:400]}: 加 --debug 查看详情 / run again with --debug for the traceback"]
 

@@ -71,6 +71,13 @@ def test_an_error_nobody_foresaw_is_one_line_too() -> None:
     assert error_lines(ValueError())[0].startswith("ValueError: no message: ")
 
 
+def test_a_package_that_is_missing_says_how_to_come_by_it() -> None:
+    """What a beginner sees who starts a tool with the Python of the system."""
+    (line,) = error_lines(ModuleNotFoundError("No module named 'torch'", name="torch"))
+    assert line.startswith("torch: ") and sys.executable in line and "make setup" in line
+    assert "--debug" in error_lines(ModuleNotFoundError("No module named 'x'", name="huanhuan.x"))[0]
+
+
 def test_debug_shows_the_traceback() -> None:
     error = ValueError("odd")
     assert run(raising(error), "--debug").exception is error
