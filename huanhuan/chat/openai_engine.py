@@ -108,7 +108,10 @@ class OpenAIEngine(LoopEngine):
             ) from error
         if not offered:
             self.close()
-            raise EngineError("模型服务器没有提供任何模型", "the model server offers no model")
+            raise EngineError(
+                "模型服务器还没有模型，请确认它已加载完、代理后面有服务",
+                "the model server offers no model yet: check that it has loaded, or that the proxy has a server behind it",
+            )
         return offered[0]
 
     def count(self, messages: Sequence[Message]) -> int:
@@ -163,9 +166,16 @@ class OpenAIEngine(LoopEngine):
             self._extras = False
             logger.warning("%s: refuses %s, left out from now on: %s", self.url, ", ".join(extra), error)
             return stream
-        except openai.NotFoundError:
-            offered = [] if self._named else await self._offered(10)
-            if not offered or self._asked_for in offered:
+        except openai.NotFoundError as error:
+            if self._named:
+                raise
+            offered = await self._offered(10)
+            if not offered:
+                # A proxy whose servers are gone, for example.
+                raise EngineError(
+                    "模型服务器现在没有模型，请稍后重试", "the model server has no model now: try again later", error
+                ) from error
+            if self._asked_for in offered:
                 raise
             logger.warning("%s: %s is gone, %s answers now", self.url, self._asked_for, offered[0])
             self._asked_for = request["model"] = offered[0]
@@ -207,7 +217,10 @@ class OpenAIEngine(LoopEngine):
                 "the server refused the key: check HUANHUAN_API_KEY",
             )
         elif isinstance(error, openai.NotFoundError):
-            zh, en = "模型服务器上没有这个模型或地址", "the server has no such model or address"
+            zh, en = (
+                "模型服务器上没有这个模型或地址，请检查 HUANHUAN_API_MODEL 与 HUANHUAN_API_BASE",
+                "the server has no such model or address: check HUANHUAN_API_MODEL and HUANHUAN_API_BASE",
+            )
         elif isinstance(error, openai.RateLimitError):
             zh, en = "模型服务器正忙，请稍后重试", "the model server is busy: try again later"
         elif isinstance(error, openai.BadRequestError):

@@ -191,6 +191,16 @@ def test_a_server_that_comes_back_with_another_model_is_asked_for_that(engine: O
     assert [each["model"] for each in server.requests] == ["huanhuan", "huanhuan-new"]
 
 
+def test_a_server_that_has_no_model_any_more_is_waited_for(engine: OpenAIEngine, server: Server) -> None:
+    server.offers = []
+    with pytest.raises(EngineError, match="has no model now: try again later"):
+        engine.reply(ASKED).result()
+    with pytest.raises(EngineError, match="offers no model yet"):
+        OpenAIEngine(server.url)
+    server.offers = ["huanhuan"]
+    assert engine.reply(ASKED).result() == "臣妾在此"
+
+
 def test_a_model_that_somebody_named_is_not_replaced(server: Server) -> None:
     engine = OpenAIEngine(server.url, model="mine")
     try:
