@@ -9,6 +9,7 @@ import asyncio
 import statistics
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,8 @@ def line(users: int, results: list[Result], seconds: float) -> str:
     return f"| {users} | {speed:.0f} | {statistics.median(first):.0f} | {late:.0f} | {whole:.1f} | {failed} / {len(results)} |"
 
 
-async def run(url: str, key: str, model: str | None, users: tuple[int, ...], each: int, tokens: int) -> int:
-    """Measure every number of users; how many replies failed."""
+async def run(url: str, key: str, model: str | None, users: tuple[int, ...], each: int, tokens: int) -> Counter[str]:
+    """Measure every number of users; how many replies failed in which way."""
     import openai
 
     async with openai.AsyncOpenAI(base_url=url, api_key=key or "none", max_retries=0, timeout=600) as client:
@@ -120,10 +121,10 @@ async def run(url: str, key: str, model: str | None, users: tuple[int, ...], eac
         await ask(client, model, 0, 8)
         click.echo(f"{model}, {tokens} tokens at most\n")
         click.echo("| users | tokens/s | first token, ms | 95 % | reply, s | failed |\n|---|---|---|---|---|---|")
-        failed = 0
+        failed: Counter[str] = Counter()
         for count in users:
             results, seconds = await load(client, model, count, count * each, tokens)
-            failed += sum(1 for result in results if result.error)
+            failed.update(result.error for result in results if result.error)
             click.echo(line(count, results, seconds))
         return failed
 
@@ -143,7 +144,8 @@ def main(url: str, users: tuple[int, ...], each: int, tokens: int, model: str | 
     """给任何 OpenAI 兼容的服务加压 / put load on any OpenAI-compatible server. URL ends in /v1."""
     failed = asyncio.run(run(url, key, model, users, each, tokens))
     if failed:
-        raise UserError(f"{failed} 个回复失败 / replies failed: see the server's log")
+        kinds = ", ".join(f"{kind} × {count}" for kind, count in failed.most_common())
+        raise UserError(f"{failed.total()} 个回复失败 / replies failed ({kinds}): see the server's log")
 
 
 if __name__ == "__main__":

@@ -374,6 +374,12 @@ def test_the_load_test_measures_a_server(nodes: list[Node]) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("| 2 | ") and done.stdout.rstrip().endswith("0 / 6 |")
     assert nodes[0].asked == before + 7
+    mood(nodes, "refuse")
+    try:
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    finally:
+        mood(nodes, "well")
+    assert refused.returncode == 1 and "6 个回复失败 / replies failed (BadRequestError × 6)" in refused.stderr
     gone = subprocess.run(
         [*command[:2], "http://127.0.0.1:9/v1"], capture_output=True, text=True, timeout=100, check=False
     )
