@@ -75,8 +75,9 @@ def chat(*, persona: str, model: str | None, say: str | None, verbose: bool = Fa
 
 
 def show_progress(doing: str, share: float | None) -> None:
-    """One line for each step; a download counts up in its own."""
-    click.echo(f"\r{doing}" if share is not None else doing, err=True, nl=share is None)
+    """One line for each step; how far a download is shows in the bars of the hub's own client."""
+    if share is None:
+        click.echo(doing, err=True)
 
 
 def _silent(doing: str, share: float | None) -> None:

@@ -165,6 +165,10 @@ class Site(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Pages)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.sent: list[str] = []
+        self.content = CONTENT
+        # After how many bytes a file breaks off that is asked for from its beginning, and from where others were asked.
+        self.cut: int | None = None
+        self.resumed: list[int] = []
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
 
@@ -182,12 +186,13 @@ class _Pages(BaseHTTPRequestHandler):
         commit = "1" * 40
         if url.path == "/api/v1/models/owner/model/repo/files":
             folder = {"Path": "sub", "Name": "sub", "Size": 0, "Type": "tree"}
-            files = [{"Path": path, "Size": len(content), "Type": "blob"} for path, content in CONTENT.items()]
+            listed = self.server.content.items()
+            files = [{"Path": path, "Size": len(content), "Type": "blob"} for path, content in listed]
             self._json({"Code": 200, "Success": True, "Data": {"Files": [folder, *files]}})
         elif url.path == "/api/v1/models/owner/model/repo":
             self._file(urllib.parse.parse_qs(url.query)["FilePath"][0])
         elif url.path in ("/api/models/owner/model", "/api/models/owner/model/revision/main"):
-            files = [{"rfilename": path, "size": len(content)} for path, content in CONTENT.items()]
+            files = [{"rfilename": path, "size": len(content)} for path, content in self.server.content.items()]
             self._json({"id": "owner/model", "modelId": "owner/model", "sha": commit, "siblings": files})
         elif url.path.startswith(place := f"/owner/model/resolve/{commit}/"):
             self._file(url.path.removeprefix(place), {"X-Repo-Commit": commit})
@@ -198,18 +203,25 @@ class _Pages(BaseHTTPRequestHandler):
         self._send(json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def _file(self, path: str, headers: dict[str, str] | None = None) -> None:
+        content = self.server.content[path]
+        sent = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "Accept-Ranges": "bytes", **(headers or {})}
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
         if self.command == "GET":
             self.server.sent.append(path)
-        digest = hashlib.sha256(CONTENT[path]).hexdigest()
-        self._send(CONTENT[path], {"ETag": f'"{digest}"', **(headers or {})})
+        if start:
+            self.server.resumed.append(start)
+            whole = len(content)
+            self._send(content[start:], {**sent, "Content-Range": f"bytes {start}-{whole - 1}/{whole}"}, 206)
+        else:
+            self._send(content, sent, cut=self.server.cut)
 
-    def _send(self, content: bytes, headers: dict[str, str]) -> None:
-        self.send_response(200)
+    def _send(self, content: bytes, headers: dict[str, str], status: int = 200, cut: int | None = None) -> None:
+        self.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(content)
+            self.wfile.write(content[:cut])
 
 
 @pytest.fixture
@@ -228,21 +240,20 @@ print(fetched("owner/model", hubs(), Path(sys.argv[1]), lambda doing, share: Non
 """
 
 
-@pytest.mark.parametrize("hub", ["modelscope", "huggingface"])
-def test_the_official_clients_fetch_a_model_with_a_folder_in_it(site: Site, tmp_path: Path, hub: str) -> None:
+def fetch(site: Site, hub: str, home: Path) -> subprocess.CompletedProcess[str]:
     """In a process of its own: the clients read where the hub is when they are imported."""
     environ = {
         **{name: value for name, value in os.environ.items() if "proxy" not in name.lower()},
         "HUANHUAN_HUB": hub,
         "HF_ENDPOINT": site.url,
         "MODELSCOPE_ENDPOINT": site.url,
-        "HOME": str(tmp_path),
+        "HOME": str(home),
         "HF_HUB_OFFLINE": "0",
         "TRANSFORMERS_OFFLINE": "0",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
-    done = subprocess.run(
-        [sys.executable, "-c", FETCH, str(tmp_path)],
+    return subprocess.run(
+        [sys.executable, "-c", FETCH, str(home)],
         env=environ,
         capture_output=True,
         text=True,
@@ -250,6 +261,11 @@ def test_the_official_clients_fetch_a_model_with_a_folder_in_it(site: Site, tmp_
         cwd=ROOT,
         check=False,
     )
+
+
+@pytest.mark.parametrize("hub", ["modelscope", "huggingface"])
+def test_the_official_clients_fetch_a_model_with_a_folder_in_it(site: Site, tmp_path: Path, hub: str) -> None:
+    done = fetch(site, hub, tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "owner--model"
     assert done.stdout.splitlines()[-1] == str(folder)
@@ -257,6 +273,22 @@ def test_the_official_clients_fetch_a_model_with_a_folder_in_it(site: Site, tmp_
     assert "sub/extra.json" in wanted and not missing_files(folder, wanted)
     assert all((folder / path).read_bytes() == CONTENT[path] for path in wanted)
     assert sorted(site.sent) == sorted(wanted), "nothing else is fetched"
+
+
+@pytest.mark.parametrize("hub", ["modelscope", "huggingface"])
+def test_the_official_clients_go_on_in_the_middle_of_a_file(site: Site, tmp_path: Path, hub: str) -> None:
+    """Hugging Face's client writes ten MiB at a time and gives up at a break, ModelScope's tries again itself."""
+    site.content = {**CONTENT, "model-1.safetensors": os.urandom(12 * 2**20)}
+    site.cut = 11 * 2**20
+    tries = [fetch(site, hub, tmp_path)]
+    if hub == "huggingface":
+        assert tries[0].returncode == 1 and "it goes on from here" in tries[0].stderr
+        tries.append(fetch(site, hub, tmp_path))
+    assert tries[-1].returncode == 0, tries[-1].stderr
+    file = tmp_path / "owner--model/model-1.safetensors"
+    assert file.read_bytes() == site.content["model-1.safetensors"]
+    assert site.resumed == [{"modelscope": 11, "huggingface": 10}[hub] * 2**20]
+    assert site.sent.count("config.json") == 1
 
 
 def test_what_is_taken_when_nothing_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
