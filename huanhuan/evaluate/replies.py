@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,6 +13,7 @@ from huanhuan.chat.engine import GREEDY, Engine, Finish, Reply, Sampling
 from huanhuan.chat.guard import GuardedEngine, Problem, guarded
 from huanhuan.dataset.formats import read_records
 from huanhuan.evaluate.metrics import chrf
+from huanhuan.files import write_text
 from huanhuan.template import Message, record_messages
 
 # How many prompts are answered, and of how many.
@@ -35,16 +37,55 @@ class Answer:
 
 @dataclass
 class Answers:
-    """Every answer, in the order of the file; ``problems`` and ``kept`` are the guard's counts of this run."""
+    """Every answer, in the order of the file; ``problems`` and ``kept`` are the guard's counts, if it was ``guarded``."""
 
     answers: list[Answer] = field(default_factory=list)
     problems: Counter[Problem] = field(default_factory=Counter)
     kept: int = 0
+    guarded: bool = False
 
     @property
     def chrf(self) -> float:
         """Mean over the answers; 0 if there is none."""
         return sum(each.chrf for each in self.answers) / len(self.answers) if self.answers else 0.0
+
+    def report(self, shown: int = 3) -> str:
+        """The scores as text, and the ``shown`` answers furthest from what the character said."""
+        ends = Counter(each.finish for each in self.answers)
+        lines = [
+            f"{len(self.answers)} 句回复 / replies, chrF {self.chrf:.1f}",
+            "结束 / ended: " + ", ".join(f"{finish} {count}" for finish, count in ends.most_common()),
+            "检查 / guard: " + (self._guard() if self.guarded else "off"),
+        ]
+        if forgotten := sum(each.dropped > 0 for each in self.answers):
+            lines.append(f"上下文装不下、删去最早几句的 / shortened to fit the context: {forgotten}")
+        for each in sorted(self.answers, key=lambda answer: answer.chrf)[:shown]:
+            asked = each.prompt[-1]["content"]
+            lines += ["", f"chrF {each.chrf:.1f}", f"  问 / asked: {asked}", f"  答 / reply: {each.reply}"]
+            lines.append(f"  原文 / script: {each.reference}")
+        return "\n".join(lines)
+
+    def _guard(self) -> str:
+        found = ", ".join(f"{problem} {count}" for problem, count in self.problems.most_common())
+        return f"{found or 0}; 重说后仍如此 / no better the second time: {self.kept}"
+
+    def save(self, path: Path) -> None:
+        """Every answer as a line of JSON: ``messages``, ``reply``, ``reference``, ``finish``, ``dropped``, ``chrf``."""
+        lines = (
+            json.dumps(
+                {
+                    "messages": each.prompt,
+                    "reply": each.reply,
+                    "reference": each.reference,
+                    "finish": each.finish,
+                    "dropped": each.dropped,
+                    "chrf": round(each.chrf, 2),
+                },
+                ensure_ascii=False,
+            )
+            for each in self.answers
+        )
+        write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def prompts(path: Path | str) -> Iterator[tuple[tuple[Message, ...], str]]:
@@ -85,7 +126,7 @@ def answered(
         result.answers.append(Answer(prompt, reply.text, reference, finish, reply.dropped, chrf(reply.text, reference)))
         progress(place + 1, len(asked))
     if isinstance(watched, GuardedEngine):
-        result.problems, result.kept = Counter(watched.counts), watched.kept
+        result.guarded, result.problems, result.kept = True, Counter(watched.counts), watched.kept
     return result
 
 

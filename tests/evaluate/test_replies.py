@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -121,3 +123,47 @@ def test_the_real_engine_answers_the_project_s_own_file(engine: TransformersEngi
     assert first.problems == second.problems and len(encode(engine.tokenizer, first.answers[1].prompt)) > 20
     ours = answered(ROOT / "data/huanhuan/val.jsonl", engine, sampling, most=2)
     assert len(ours.answers) == 2 and ours.answers[0].prompt[0]["role"] == "system"
+
+
+def test_the_report_says_what_the_guard_found_and_the_worst_replies(held_out: Path, tmp_path: Path) -> None:
+    engine = FakeEngine(by_heart(**{"什么花？": "好的，" * 90, "你是谁？": "我是种花的。"}))
+    result = answered(held_out, engine)
+    told = result.report(shown=1)
+    assert told.splitlines()[:3] == [
+        f"3 句回复 / replies, chrF {result.chrf:.1f}",
+        "结束 / ended: stop 2, cut 1",
+        "检查 / guard: loop 1; 重说后仍如此 / no better the second time: 1",
+    ]
+    assert "asked: 什么花？" in told and "script: 海棠。" in told and "你是谁？" not in told
+    result.save(tmp_path / "out/replies.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "out/replies.jsonl").read_text("utf-8").splitlines()]
+    assert [line["reference"] for line in lines] == ["种花的人。", "海棠。", "那便不浇花了。"]
+    assert lines[1]["messages"][-1] == {"role": "user", "content": "什么花？"} and lines[1]["finish"] == "cut"
+    assert "guard: off" in answered(held_out, engine, environ={"HUANHUAN_GUARD": "off"}).report()
+
+
+def test_the_tool_answers_a_file_with_a_real_model(held_out: Path, tiny_base: Path, tmp_path: Path) -> None:
+    def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "tools/evaluate.py"), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            cwd=tmp_path,
+            env={**os.environ, "HUANHUAN_ENGINE": "transformers", **environ},
+            check=False,
+        )
+
+    out = tmp_path / "replies.jsonl"
+    options = ("--model", str(tiny_base), "--most", "2", "--max-new-tokens", "4")
+    done = run(str(held_out), *options, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "2 句回复 / replies, chrF " in done.stdout and "guard: " in done.stdout
+    assert len(out.read_text("utf-8").splitlines()) == 2
+    for wrong, said in (
+        (run(str(tmp_path / "none.jsonl"), *options), "none.jsonl"),
+        (run(str(held_out), *options, HUANHUAN_GUARD="of"), "HUANHUAN_GUARD=of"),
+        (run(str(held_out), *options, "--temperature", "5"), "temperature"),
+    ):
+        assert wrong.returncode == 1 and said in wrong.stderr and not wrong.stdout, wrong.stderr
+        assert wrong.stderr.count("\n") == 1
