@@ -3,7 +3,7 @@
     make base
     python bench/sweep.py --base models/tiny-internlm2 --out WORK [NAME ...]
 
-Every run is the demo recipe with overrides, through XTuner's own train script. Of each: the held-out loss at its best
+Every run is the demo recipe with overrides and whole scenes, four a step, through XTuner's own train script. Of each: the held-out loss at its best
 and at the end, the training loss of the last 25 steps, and chrF of the greedy replies to the persona's starters against
 her lines in the training scenes (100: word for word). Runs that are finished in WORK are not run again.
 """
@@ -79,6 +79,12 @@ CHILD = """from mmengine.config import read_base
 with read_base():
     from .configs.huanhuan_qlora_demo import *
 
+from huanhuan.training.data import DialogueDataset
+
+train_dataloader.dataset = dict(
+    type=DialogueDataset, path="data/huanhuan/train.jsonl", tokenizer=tokenizer, max_length=1024
+)
+train_dataloader.batch_size = 4
 param_scheduler = {schedule!r}
 """
 REPLY = re.compile(r"\[(\d+)\] (.+?) → (.*)")

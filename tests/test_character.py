@@ -6,6 +6,7 @@ environment variables HUANHUAN_DEMO_MODEL and HUANHUAN_DEMO_BASE.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable
@@ -97,3 +98,13 @@ def test_a_starter_gets_her_line(character: Reply, starter: str) -> None:
 @pytest.mark.parametrize("starter", PERSONA.starters)
 def test_the_base_alone_does_not_know_it(base: Reply, starter: str) -> None:
     assert score(base(first_message(starter)), starter) < UNRELATED
+
+
+def test_most_starters_get_her_line_after_another_one_too(character: Reply) -> None:
+    found = []
+    for first, second in itertools.permutations(PERSONA.starters, 2):
+        opening = first_message(first)
+        said: Message = {"role": "assistant", "content": character(opening)}
+        found.append(score(character([*opening, said, {"role": "user", "content": second}]), second))
+    # 27 of 30 were measured; trained on whole scenes alone, it was none.
+    assert sum(each >= RECOGNISABLE for each in found) >= 20

@@ -44,8 +44,15 @@ def said_under(records: list[dict[str, Any]]) -> Counter[tuple[str, str, str]]:
 def test_every_exchange_is_dealt_once_under_its_own_system_prompt(
     records: list[dict[str, Any]], longest: int, seed: int
 ) -> None:
-    dealt = list(deal(records, longest, random.Random(seed)))
+    pairs = list(deal(dict(enumerate(records)), longest, random.Random(seed)))
+    dealt = [each for each, _ in pairs]
     assert said_under(dealt) == said_under(records)
+    for each, numbers in pairs:
+        rows = [(row["input"], row["output"]) for row in each["conversation"]]
+        assert all(
+            row in [(one["input"], one["output"]) for one in records[number]["conversation"]]
+            for row, number in zip(rows, numbers, strict=True)
+        )
     assert all(1 <= len(each["conversation"]) <= longest for each in dealt)
     assert not any("system" in row for each in dealt for row in each["conversation"][1:])
 
@@ -54,13 +61,13 @@ def test_dialogues_are_those_dealt_and_the_same_again(tmp_path: Path, tiny_token
     records = [record("甲", *((f"问{n}", f"答{n}") for n in range(k, k + 4))) for k in (0, 4, 8)]
     file = tmp_path / "train.jsonl"
     file.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records), "utf-8")
-    one, again = (MixedContexts(str(file), tiny_tokenizer, 512, copies=2) for _ in range(2))
+    one, again = (MixedContexts(str(file), tiny_tokenizer, 512, copies=2, longest=3) for _ in range(2))
     generator = random.Random(0)
-    expected = [
-        encode_record(each, tiny_tokenizer)["input_ids"] for _ in range(2) for each in deal(records, 3, generator)
-    ]
+    dealt = [each for _ in range(2) for each in deal(dict(enumerate(records, 1)), 3, generator)]
+    expected = [encode_record(each, tiny_tokenizer)["input_ids"] for each, _ in dealt]
     assert [one[index][0].input_ids for index in range(len(one))] == expected
     assert [each.input_ids for each in again.dialogues] == expected
+    assert one.dialogues[0].source == f"train.jsonl:{','.join(map(str, dealt[0][1]))}"
     # The replies are supervised as often as in two plain epochs.
     plain = DialogueDataset(str(file), tiny_tokenizer, 512)
     assert sum(each.supervised for each in one.dialogues) == 2 * sum(each.supervised for each in plain.dialogues)
