@@ -50,6 +50,27 @@ def error_lines(error: BaseException) -> list[str]:
     return [f"{type(error).__name__}: {text[:400]}: 加 --debug 查看详情 / run again with --debug for the traceback"]
 
 
+def one_line_errors() -> None:
+    """From now on a UserError that nobody catches ends this process with its lines instead of a traceback.
+
+    For processes that we do not start ourselves, such as that of ``xtuner train``.
+    """
+    if sys.excepthook is not _say_user_error:
+        _other_errors.append(sys.excepthook)
+        sys.excepthook = _say_user_error
+
+
+_other_errors: list[Callable[..., Any]] = []
+
+
+def _say_user_error(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    if not isinstance(error, UserError):
+        _other_errors[-1](kind, error, trace)
+        return
+    for line in error_lines(error):
+        click.echo(f"错误 / error: {line}", err=True)
+
+
 def tool(**settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
     """Make a click command that ends with one line per error and a non-zero code instead of a traceback.
 

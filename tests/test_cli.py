@@ -37,6 +37,18 @@ def raising(error: BaseException) -> Callable[[], None]:
     return function
 
 
+def test_a_process_of_somebody_else_ends_in_our_lines_too() -> None:
+    code = "from huanhuan.cli import one_line_errors\nfrom huanhuan.errors import UserError\none_line_errors()\none_line_errors()\n"
+    for raised, expected in (("UserError(['a: b', 'c: d'])", ["a: b", "c: d"]), ("ValueError('odd')", None)):
+        command = [sys.executable, "-c", f"{code}raise {raised}"]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False)
+        assert ended.returncode == 1
+        if expected is None:
+            assert "Traceback" in ended.stderr and "ValueError: odd" in ended.stderr
+        else:
+            assert ended.stderr.splitlines() == [f"错误 / error: {line}" for line in expected]
+
+
 def test_a_function_that_returns_is_success() -> None:
     result = run(lambda: click.echo("done"))
     assert (result.exit_code, result.output) == (0, "done\n")

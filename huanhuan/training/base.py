@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from textwrap import shorten
 
+from huanhuan.cli import one_line_errors
 from huanhuan.errors import UserError
 from huanhuan.paths import MODELS
 from huanhuan.training.checkpoints import allow_own_checkpoints
@@ -21,15 +23,16 @@ def find_base(name: str) -> str:
     Recipes hand this to XTuner as ``model_resource``. In order: the folder named by the environment variable
     HUANHUAN_BASE, ``models/<last part of name>``, ModelScope, Hugging Face. The log says which.
 
-    From then on torch's restricted loading accepts our own checkpoints: of all that a recipe names only this runs
-    before ``xtuner train --resume`` opens one.
+    From then on torch's restricted loading accepts our own checkpoints, and an error meant for the user ends the
+    process in its one line: of all that a recipe names only this runs before ``xtuner train`` does anything.
 
     Raises: UserError if none of them has it, with what each answered.
     """
+    one_line_errors()
     allow_own_checkpoints()
     folder = local_base(name)
     if folder is not None:
-        _log(f"base {name}: {folder}")
+        _log(name, ENVIRONMENT if os.environ.get(ENVIRONMENT) else "models/", folder)
         return str(folder)
     owner, _, short = name.rpartition("/")
     answers = []
@@ -43,7 +46,7 @@ def find_base(name: str) -> str:
         except Exception as error:  # whatever a hub's client raises, the other is asked next
             answers.append(f"{hub}: {_first_line(error)}")
         else:
-            _log(f"base {name}: {hub}, {found}")
+            _log(name, hub, found)
             return found
     raise UserError(
         f"{name}: 找不到底模 / base not found ({'; '.join(answers)}): "
@@ -72,7 +75,14 @@ def _from_modelscope(name: str, short: str) -> str:
     from modelscope import snapshot_download
 
     owner = MODELSCOPE_OWNER if name.startswith("internlm/") else name.rpartition("/")[0]
-    return str(snapshot_download(f"{owner}/{short}"))
+    # It warns of every attempt; what came of the last one is in the error.
+    logger = logging.getLogger("modelscope_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return str(snapshot_download(f"{owner}/{short}"))
+    finally:
+        logger.setLevel(level)
 
 
 def _from_hugging_face(name: str, short: str) -> str:
@@ -83,10 +93,10 @@ def _from_hugging_face(name: str, short: str) -> str:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}{': ' + lines[0][:160] if lines else ''}"
+    return f"{type(error).__name__}{': ' + shorten(lines[0], 90, placeholder=' …') if lines else ''}"
 
 
-def _log(message: str) -> None:
+def _log(name: str, source: str, folder: Path | str) -> None:
     from mmengine.logging import print_log
 
-    print_log(message, "current", logging.INFO)
+    print_log(f"底模 / base {name}: {source}: {folder}", "current", logging.INFO)

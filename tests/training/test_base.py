@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,14 @@ from xtuner.tools.utils import get_seed_from_checkpoint
 
 from huanhuan.errors import UserError
 from huanhuan.training import base
+
+
+@pytest.fixture(autouse=True)
+def hook() -> Iterator[None]:
+    """What handles an uncaught error afterwards is what did before."""
+    before = sys.excepthook
+    yield
+    sys.excepthook = before
 
 
 @pytest.fixture
@@ -68,6 +79,39 @@ def test_nowhere_is_one_line_with_both_answers(models: Path, monkeypatch: pytest
     assert line.count("no route") == 2
     assert "models/internlm2-chat-7b" in line
     assert base.ENVIRONMENT in line
+
+
+def test_the_log_says_where_it_was_found(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("mmengine.logging.print_log", lambda message, *_: told.append(message))
+    monkeypatch.setattr("modelscope.snapshot_download", lambda name: "/fetched")
+    base.find_base("internlm/internlm2-chat-7b")
+    here = make_model(models / "internlm2-chat-7b")
+    base.find_base("internlm/internlm2-chat-7b")
+    monkeypatch.setenv(base.ENVIRONMENT, str(here))
+    base.find_base("internlm/internlm2-chat-7b")
+    sources = [line.partition("internlm/internlm2-chat-7b: ")[2] for line in told]
+    assert sources == ["ModelScope: /fetched", f"models/: {here}", f"{base.ENVIRONMENT}: {here}"]
+
+
+def test_attempts_of_a_client_are_not_told_one_by_one(
+    models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("modelscope_hub.legacy_api")
+
+    def fail(name: str) -> str:
+        logger.warning("retry in 1s")
+        raise ConnectionError("no route: " + "x" * 500)
+
+    monkeypatch.setattr("modelscope.snapshot_download", fail)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    before = logger.getEffectiveLevel()
+    with pytest.raises(UserError) as caught:
+        base.find_base("internlm/internlm2-chat-7b")
+    assert "x" * 100 not in caught.value.problems[0]
+    assert logger.getEffectiveLevel() == before
+    # Hugging Face's is not silenced, so that only the first of the two is missing.
+    assert [record.message for record in caplog.records if record.name == logger.name] == ["retry in 1s"]
 
 
 def test_a_folder_without_a_model_is_refused(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
