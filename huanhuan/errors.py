@@ -42,6 +42,16 @@ class Problems:
             raise UserError(self.found)
 
 
+def disk_size(size: float) -> str:
+    """Bytes as a person reads them.
+
+    >>> disk_size(3.5 * 2**30), disk_size(2**20), disk_size(1000)
+    ('3.5 GiB', '1.0 MiB', '1.0 KiB')
+    """
+    unit, name = next((each for each in ((2**30, "GiB"), (2**20, "MiB")) if size >= 0.95 * each[0]), (2**10, "KiB"))
+    return f"{size / unit:.1f} {name}"
+
+
 def os_error_line(path: Path | str, error: OSError, action: str) -> str:
     """One line for an OSError: which path, what the system said, and ``action`` to take next."""
     return f"{path}: {error.strerror or error}: {action}"

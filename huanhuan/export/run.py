@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from huanhuan.errors import UserError
+from huanhuan.errors import UserError, disk_size
 from huanhuan.export.adapter import Adapter, adapter_from_checkpoint, write_adapter
 from huanhuan.export.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from huanhuan.export.merge import plan_merge, write_merged
@@ -148,8 +148,9 @@ def _check_space(out: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + SMALL_FILES:
         raise UserError(
-            f"{out}: 磁盘空间不足，需要 {(needed + SMALL_FILES) / 2**30:.1f} GiB，剩余 {free / 2**30:.1f} GiB / "
-            f"not enough disk space: free some or choose another --out"
+            f"{out}: 磁盘空间不足，需要 {disk_size(needed + SMALL_FILES)}，剩余 {disk_size(free)} / "
+            f"not enough disk space, {disk_size(needed + SMALL_FILES)} needed, {disk_size(free)} free: "
+            "清理或换 --out / free some or choose another --out"
         )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -12,12 +14,13 @@ from typing import Any
 import click
 
 from huanhuan.dataset.validate import validate_file
-from huanhuan.errors import Problems, UserError
+from huanhuan.errors import Problems, UserError, disk_size
 from huanhuan.paths import ROOT, in_checkout
 from huanhuan.persona import load_persona
-from huanhuan.training.base import ENVIRONMENT, find_base
+from huanhuan.training.base import ENVIRONMENT, find_base, local_base
+from huanhuan.training.checkpoints import damage
 from huanhuan.training.machine import this_machine
-from huanhuan.training.memory import GIB, Shape, checkpoint_of
+from huanhuan.training.memory import Shape, checkpoint_of
 from huanhuan.training.plan import known_shape, obstacles, shape_in
 from huanhuan.training.plan_data import count_data
 from huanhuan.training.plan_recipe import Length, Recipe, run_of, value_at
@@ -40,16 +43,23 @@ def check(path: Path, recipe: Any, work_dir: Path, *, gpus: int = 1, deepspeed: 
     name = recipe.pretrained_model_name_or_path
     try:
         shape = known_shape(name)
-        told = _memory_problems(path, recipe, shape, gpus, deepspeed) if shape else []
+        told = list(_memory_problems(path, recipe, shape, work_dir, gpus, deepspeed)) if shape else []
     except UserError as error:
         shape, told = None, error.problems
-    for problem in told:
+    here = local_base(name) if shape else None
+    base_told = _base_problems(here) if here else []
+    disk_told = _disk_problems(path, recipe, shape, work_dir, gpus, deepspeed) if shape else []
+    for problem in (*told, *base_told, *_folder_problems(work_dir), *disk_told):
         problems.add(problem)
     # Nothing is fetched for a run that cannot be.
     problems.raise_if_any()
     base = Path(find_base(name))
-    late = _memory_problems(path, recipe, shape_in(base), gpus, deepspeed) if shape is None else []
-    for problem in (*late, *_disk_problems(path, recipe, base, work_dir, gpus, deepspeed)):
+    if shape is None:
+        shape = shape_in(base)
+        for find in (_memory_problems, _disk_problems):
+            for problem in find(path, recipe, shape, work_dir, gpus, deepspeed):
+                problems.add(problem)
+    for problem in _base_problems(base) if here is None else ():
         problems.add(problem)
     problems.raise_if_any()
     click.echo(f"检查通过 / checked: {path.name}", err=True)
@@ -94,13 +104,45 @@ def _version_problems(recipe: Any) -> Iterator[str]:
                 click.echo(f"提示 / note: {name} {found}, 测试过的是 {wanted} / tested with {wanted}", err=True)
 
 
-def base_bytes(base: Path) -> int:
-    """Bytes of the base's weight files."""
-    files = list(base.glob("*.safetensors")) or list(base.glob("pytorch_model*.bin"))
-    return sum(file.stat().st_size for file in files)
+def _base_problems(base: Path) -> Iterator[str]:
+    """What is missing or cut off among the base's weight files, of which an index names all."""
+    advice = "重新下载底模 / download the base again"
+    files = sorted([*base.glob("*.safetensors"), *base.glob("pytorch_model*.bin")])
+    for index in (*base.glob("*.safetensors.index.json"), *base.glob("pytorch_model*.index.json")):
+        try:
+            named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError):
+            yield f"{index}: 索引损坏 / damaged index: {advice}"
+            continue
+        if not any((base / name).is_file() for name in named) and files:
+            continue  # an index of weights in the other format, which were not fetched
+        for name in sorted(named):
+            if not (base / name).is_file():
+                yield f"{base / name}: 缺少权重文件 / weights missing: {advice}"
+    if not files:
+        yield f"{base}: 没有权重文件 / holds no weights: {advice}"
+    for file in files:
+        wrong = damage(file) if file.suffix == ".safetensors" else None
+        if wrong is not None:
+            yield f"{file}: 权重损坏 / damaged weights ({wrong}): {advice}"
 
 
-def _memory_problems(path: Path, recipe: Any, shape: Shape, gpus: int, deepspeed: str | None) -> Iterator[str]:
+def _folder_problems(work_dir: Path) -> Iterator[str]:
+    there = _nearest(work_dir)
+    if not there.is_dir():
+        yield f"{there}: 是文件而不是目录 / is a file, not a folder: 换一个 --work-dir / choose another"
+    elif not os.access(there, os.W_OK):
+        yield f"{there}: 没有写权限 / may not be written: 换一个 --work-dir / choose another"
+
+
+def _nearest(path: Path) -> Path:
+    """``path``, or what there is of it already."""
+    return next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+
+
+def _memory_problems(
+    path: Path, recipe: Any, shape: Shape, work_dir: Path, gpus: int, deepspeed: str | None
+) -> Iterator[str]:
     """What tools/plan.py says of this machine, and that it is the place to look."""
     try:
         read = Recipe.of(path, recipe)
@@ -113,21 +155,19 @@ def _memory_problems(path: Path, recipe: Any, shape: Shape, gpus: int, deepspeed
 
 
 def _disk_problems(
-    path: Path, recipe: Any, base: Path, work_dir: Path, gpus: int, deepspeed: str | None
+    path: Path, recipe: Any, shape: Shape, work_dir: Path, gpus: int, deepspeed: str | None
 ) -> Iterator[str]:
     """The disk must hold the checkpoints that are kept at a time."""
-    if not base_bytes(base):
-        yield f"{base}: 没有权重文件 / holds no weights: 下载完整的模型 / fetch the whole model"
-        return
-    folder = work_dir.resolve()
-    while not folder.exists():
-        folder = folder.parent
-    disk = shutil.disk_usage(folder).free
-    needed = checkpoint_space(Recipe.of(path, recipe), shape_in(base), gpus=gpus, deepspeed=deepspeed)
+    disk = shutil.disk_usage(_nearest(work_dir)).free
+    try:
+        needed = checkpoint_space(Recipe.of(path, recipe), shape, gpus=gpus, deepspeed=deepspeed)
+    except UserError:
+        return  # the data cannot be read or the settings contradict each other, which is told elsewhere
     if needed > disk:
+        free, wanted = disk_size(disk), disk_size(needed)
         yield (
-            f"{work_dir}: 检查点需要 {needed / GIB:.1f} GiB 磁盘，剩 {disk / GIB:.1f} GiB / checkpoints need "
-            f"{needed / GIB:.1f} GiB of disk, {disk / GIB:.1f} GiB are free: 清理或换 --work-dir / free some or use --work-dir"
+            f"{work_dir}: 检查点需要 {wanted} 磁盘，剩 {free} / checkpoints need {wanted} of disk, {free} are free: "
+            "清理或换 --work-dir / free some or use --work-dir"
         )
 
 

@@ -1,7 +1,8 @@
-"""What is checked before training starts: the disk."""
+"""What is checked before training starts: the base's files, the work dir and the disk."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,3 +103,69 @@ def test_settings_that_the_loop_refuses_are_told_before_a_download(
     path = find_recipe("huanhuan_qlora")
     with pytest.raises(UserError, match="max_epochs=None"):
         check(path, load_recipe(path, ["train_cfg.max_iters=5"]), tmp_path / "work")
+
+
+def copied(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base, folder)
+    monkeypatch.setenv(base.ENVIRONMENT, str(folder))
+    return folder
+
+
+def problems_of(work_dir: Path, *overrides: str) -> list[str]:
+    path = find_recipe("huanhuan_qlora_demo")
+    with pytest.raises(UserError) as caught:
+        check(path, load_recipe(path, overrides), work_dir)
+    return caught.value.problems
+
+
+def test_a_base_cut_off_and_a_work_dir_that_is_a_file_are_told_together(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = copied(tiny_base, tmp_path, monkeypatch) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    (tmp_path / "work").write_text("a file", "utf-8")
+    told = problems_of(tmp_path / "work", f"train_dataloader.dataset.path={tmp_path / 'gone.jsonl'}")
+    assert len(told) == 3
+    for line, expected in zip(told, ("gone.jsonl", "model.safetensors", "a file, not a folder"), strict=True):
+        assert expected in line
+    # The same for a folder below that file.
+    assert "a file, not a folder" in problems_of(tmp_path / "work" / "below")[-1]
+
+
+def test_a_shard_that_the_index_names_is_missed(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(tiny_base, tmp_path, monkeypatch)
+    weight_map = {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}), "utf-8")
+    (line,) = problems_of(tmp_path / "work")
+    assert "model-00002-of-00002.safetensors" in line and "missing" in line
+    index.write_text("{", "utf-8")
+    assert "damaged index" in problems_of(tmp_path / "work")[0]
+    index.unlink()
+    (folder / "model.safetensors").unlink()
+    assert "holds no weights" in problems_of(tmp_path / "work")[0]
+
+
+def test_a_base_that_came_in_part_is_told(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = copied(tiny_base, tmp_path, monkeypatch)
+    monkeypatch.delenv(base.ENVIRONMENT)
+    monkeypatch.setattr(base, "MODELS", tmp_path / "models")
+    monkeypatch.setattr("modelscope.snapshot_download", lambda name: str(folder))
+    path = find_recipe("huanhuan_qlora_demo")
+    recipe = load_recipe(path, ["pretrained_model_name_or_path=someone/model"])
+    assert check(path, recipe, tmp_path / "work") == {base.ENVIRONMENT: str(folder)}
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    with pytest.raises(UserError, match="damaged weights"):
+        check(path, recipe, tmp_path / "work")
+
+
+def test_a_small_disk_is_told_in_small_units(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(base.ENVIRONMENT, str(tiny_base))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=5000))
+    (line,) = problems_of(tmp_path / "work")
+    assert "4.9 KiB" in line and "MiB" in line and "0.0" not in line
