@@ -14,7 +14,7 @@ import torch
 
 from huanhuan.errors import UserError
 from huanhuan.export.weights import LazyTensor, read_safetensors
-from huanhuan.training.checkpoints import is_transformers_output, newest_checkpoint, written_at
+from huanhuan.training.checkpoints import damage, is_transformers_output, newest_checkpoint, written_at
 
 # Wrappers that training may put around a module; they are no part of a tensor's name.
 _WRAPPERS = re.compile(r"(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
@@ -94,10 +94,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     Raises: UserError if it is damaged or is none of these.
     """
+    if path.is_dir() and is_transformers_output(path):
+        return _load_transformers(path)
+    for file in [path] if path.is_file() else sorted(path.glob("*.pt")):
+        wrong = damage(file, checksums=True)
+        if wrong is not None:
+            raise UserError(
+                f"{file}: 检查点损坏或不是训练检查点 / damaged, or not a training checkpoint ({wrong}): "
+                "换一个 --checkpoint / choose another"
+            )
     try:
         if path.is_dir():
-            if is_transformers_output(path):
-                return _load_transformers(path)
             from huanhuan.export.zero import load_zero_folder
 
             content = load_zero_folder(path)

@@ -61,13 +61,14 @@ def is_transformers_output(folder: Path) -> bool:
     return any(folder.glob("adapter_model*.safetensors")) or any(folder.glob("model*.safetensors"))
 
 
-def damage(path: Path) -> str | None:
+def damage(path: Path, *, checksums: bool = False) -> str | None:
     """What is wrong with a checkpoint as far as the structure of its files tells; None if nothing is.
 
-    Sizes and tables of contents are looked at, the weights are not read and nothing is unpickled.
+    Sizes and tables of contents are looked at; the weights are read only with ``checksums``, which finds a byte
+    that has changed in what ``torch.save`` wrote. Nothing is unpickled.
     """
     if path.is_file():
-        return _archive_damage(path)
+        return _READERS.get(path.suffix, _archive_damage)(path, checksums)
     # The result of Transformers' Trainer lies beside checkpoints and logs.
     beside = is_transformers_output(path) and not path.name.startswith("checkpoint-")
     files = sorted(path.glob("*.safetensors") if beside else path.rglob("*"))
@@ -75,26 +76,29 @@ def damage(path: Path) -> str | None:
     if not weights:
         return "no weights in it"
     for file, wrong_with in weights.items():
-        wrong = wrong_with(file)
+        wrong = wrong_with(file, checksums)
         if wrong is not None:
             return f"{file.name}: {wrong}"
     return _missing_part(path)
 
 
-def _archive_damage(file: Path) -> str | None:
+def _archive_damage(file: Path, checksums: bool) -> str | None:
     """``torch.save`` writes a zip archive, whose table of contents comes last: what was cut off has none."""
     try:
         with zipfile.ZipFile(file) as archive:
             pickled = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             for name in pickled:
                 archive.read(name)  # compared with its checksum
+            changed = archive.testzip() if checksums else None
     except Exception as error:  # zipfile raises whatever the damaged byte leads it to
         return f"cut off or overwritten, {' '.join(str(error).split())[:80]}"
+    if changed is not None:
+        return f"{changed} has changed since it was written"
     return None if pickled else "not written by torch.save"
 
 
-def _safetensors_damage(file: Path) -> str | None:
-    """The header says how long the file is."""
+def _safetensors_damage(file: Path, checksums: bool) -> str | None:
+    """The header says how long the file is; there are no checksums."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
@@ -109,7 +113,7 @@ def _safetensors_damage(file: Path) -> str | None:
     return None if size == expected else f"{size} of {expected} bytes"
 
 
-_READERS: dict[str, Callable[[Path], str | None]] = {
+_READERS: dict[str, Callable[[Path, bool], str | None]] = {
     ".pth": _archive_damage,
     ".pt": _archive_damage,
     ".safetensors": _safetensors_damage,

@@ -14,9 +14,10 @@ from typing import Any
 import click
 
 from huanhuan.errors import UserError
+from huanhuan.paths import ROOT
 from huanhuan.training.checkpoints import checkpoints, damage, written_at
 from huanhuan.training.preflight import check
-from huanhuan.training.recipe import find_recipe, load_recipe, work_dir_of
+from huanhuan.training.recipe import find_recipe, load_recipe, options_without_effect, work_dir_of
 from huanhuan.training.run_torchrun import ending
 from huanhuan.training.run_xtuner import DEBUG, TOLD
 
@@ -71,12 +72,16 @@ def train(launch: Launch) -> Path | None:
     processes = processes_of(launch)
     path = find_recipe(launch.recipe)
     recipe = load_recipe(path, launch.overrides)
+    for note in options_without_effect(load_recipe(path).to_dict(), launch.overrides):
+        click.echo(f"提示 / note: {note}", err=True)
     work_dir = work_dir_of(path, recipe, launch.work_dir)
     resume = checkpoint_to_resume(launch.resume, work_dir)
     if processes.nodes > 1:
         # From this variable, XTuner's own, the check learns how many machines there are.
         os.environ.setdefault("NNODES", str(processes.nodes))
     environment = dict(os.environ) | ({DEBUG: "1"} if launch.debug else {})
+    # The code of this checkout trains, also where another one is installed.
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     if not launch.skip_check:
         environment |= check(path, recipe, work_dir, gpus=processes.total, deepspeed=launch.deepspeed)
     if launch.check_only:
@@ -147,7 +152,7 @@ def checkpoint_to_resume(resume: str | None, work_dir: Path) -> Path | None:
         path = Path(resume)
         if not path.exists():
             raise UserError(f"{resume}: 没有这个检查点 / no such checkpoint: check --resume")
-        wrong = damage(path)
+        wrong = damage(path, checksums=True)
         if wrong is not None:
             raise UserError(
                 f"{resume}: 检查点损坏 / damaged checkpoint ({wrong}): 只写 --resume 取最近的完好检查点 / "
@@ -157,7 +162,7 @@ def checkpoint_to_resume(resume: str | None, work_dir: Path) -> Path | None:
     damaged: list[str] = []
     # What Transformers' Trainer leaves in the folder itself has no optimiser state.
     for path in (each for each in checkpoints(work_dir) if each != work_dir):
-        wrong = damage(path)
+        wrong = damage(path, checksums=True)
         if wrong is None:
             for line in damaged:
                 click.echo(f"提示 / note: {line}: 改从 {path.name} 继续 / resuming {path.name}", err=True)

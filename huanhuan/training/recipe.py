@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from huanhuan.errors import Problems, UserError
 from huanhuan.paths import CONFIGS
+
+# Values at the top of a recipe that are read there, although others of the same name stand deeper.
+READ_AT_THE_TOP = ("pretrained_model_name_or_path", "persona")
 
 
 def find_recipe(name: str) -> Path:
@@ -51,6 +55,39 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Any:
             f"{path}: 配方读不了 / cannot load the recipe: {type(error).__name__}: {reason}: 改正它 / fix it"
         ) from error
     return recipe
+
+
+def options_without_effect(recipe: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
+    """One line for each ``key=value`` whose key ``recipe``, read without it, does not have or does not read.
+
+    A key that is not there may be a setting that the recipe leaves at its default, so it is no error.
+    """
+    places = list(_places(recipe))
+    notes = []
+    for each in overrides:
+        key = each.partition("=")[0]
+        deeper = [place for place in places if place.endswith(f".{key}")]
+        if key in places and key not in READ_AT_THE_TOP and "." not in key and deeper:
+            meant, what = deeper[0], "没有作用 / has no effect"
+        elif key in places:
+            continue
+        else:
+            near = [*deeper, *get_close_matches(key, places, n=1, cutoff=0.75)]
+            near += [place for place in places if place.rpartition(".")[2] == key.rpartition(".")[2]]
+            meant, what = next(iter(near), ""), "配方里没有这一项 / is not in the recipe"
+        notes.append(
+            f"--cfg-options {key}: {what}{f': 是不是 / did you mean {meant}' if meant else ': 检查拼写 / check it'}?"
+        )
+    return notes
+
+
+def _places(value: Any, at: str = "") -> Iterator[str]:
+    """The dotted place of everything in a recipe, as --cfg-options names it."""
+    pairs = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in pairs:
+        place = f"{at}.{key}" if at else str(key)
+        yield place
+        yield from _places(each, place)
 
 
 def work_dir_of(path: Path, recipe: Any, work_dir: str | None = None) -> Path:

@@ -106,6 +106,19 @@ def test_a_damaged_checkpoint_is_one_line(merge: Run, folder: Path) -> None:
     assert not (folder / "out").exists()
 
 
+def test_one_changed_bit_of_the_weights_is_found(merge: Run, folder: Path, tiny_base: Path) -> None:
+    path = folder / "work_dirs/tiny_lora/iter_3.pth"
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.ones(40).numpy().tobytes()) + 50] ^= 1
+    path.write_bytes(content)
+    for options in (["--adapter-only"], ["--base", str(tiny_base)]):
+        result = merge("tiny_lora.py", "--out", "out", *options)
+        assert result.exit_code == 1
+        (line,) = errors(result)
+        assert "iter_3.pth" in line and "damaged" in line
+        assert not (folder / "out").exists()
+
+
 def test_the_script_runs_from_any_folder(folder: Path) -> None:
     command = [sys.executable, str(ROOT / "tools/merge_hf.py")]
     shown = subprocess.run(

@@ -52,6 +52,15 @@ def test_a_file_overwritten_inside_is_damaged(tmp_path: Path) -> None:
     assert damage(path)
 
 
+def test_a_changed_byte_is_found_by_checksums(tmp_path: Path) -> None:
+    path = save(tmp_path / "iter_1.pth")
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.arange(500.0).numpy().tobytes()) + 100] ^= 1
+    path.write_bytes(content)
+    assert damage(path) is None
+    assert "data/0" in str(damage(path, checksums=True))
+
+
 def test_the_newest_comes_first_and_last_checkpoint_before_it(tmp_path: Path) -> None:
     old, new = save(tmp_path / "iter_2.pth", 100), save(tmp_path / "iter_4.pth", 200)
     save(tmp_path / "best_held_out_loss_iter_2.pth", 300)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from huanhuan.errors import UserError
+from huanhuan.paths import ROOT
 from huanhuan.training import launch
 from huanhuan.training.launch import Launch, Processes, checkpoint_to_resume, command, processes_of, train
 from huanhuan.training.run_xtuner import TOLD
@@ -145,9 +146,10 @@ class Run:
     def __init__(self, code: int = 0, writes: Path | None = None) -> None:
         self.code, self.writes = code, writes
         self.command: list[str] = []
+        self.environment: dict[str, str] = {}
 
     def __call__(self, arguments: list[str], environment: dict[str, str]) -> int:
-        self.command = arguments
+        self.command, self.environment = arguments, environment
         if self.writes is not None:
             save(self.writes)
         return self.code
@@ -168,6 +170,30 @@ def test_only_a_checkpoint_of_this_run_counts(recipe: str, tmp_path: Path, monke
     # Nothing is left to train where a finished run is resumed.
     os.utime(written, (200, 200))
     assert start(monkeypatch, Run(), recipe, work, resume="latest") == written
+
+
+@pytest.mark.parametrize("before", [None, "/elsewhere"])
+def test_the_code_of_this_checkout_trains(
+    before: str | None, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    if before:
+        monkeypatch.setenv("PYTHONPATH", before)
+    run = Run(writes=tmp_path / "work" / "iter_1.pth")
+    start(monkeypatch, run, recipe, tmp_path / "work")
+    assert run.environment["PYTHONPATH"].split(os.pathsep) == [str(ROOT), *([before] if before else [])]
+
+
+def test_options_without_effect_are_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("max_epochs=5", "train_cfg.validation=2", "optim_wrapper.optimizer.lr=1e-4", "persona=a.toml")
+    run = Run(writes=tmp_path / "iter_1.pth")
+    start(monkeypatch, run, "huanhuan_qlora", tmp_path, overrides=options)
+    first, second = capsys.readouterr().err.splitlines()
+    assert "max_epochs: " in first and "no effect" in first and "did you mean train_cfg.max_epochs?" in first
+    assert "not in the recipe" in second and "did you mean train_cfg.validations?" in second
+    assert all(option in run.command for option in options)
 
 
 def test_a_node_that_writes_no_checkpoints_needs_none(
