@@ -48,6 +48,36 @@ OPTIONS = [
     "custom_hooks.2.interval=2",
 ]
 
+# What a CPU needs: its own arithmetic and no GPU kernels; everything else is the recipe's.
+FLOAT32 = [
+    "model.llm.torch_dtype=torch.float32",
+    "model.llm.quantization_config.bnb_4bit_compute_dtype=torch.float32",
+    "model.kernels=plain",
+    "train_dataloader.dataset.max_length=256",
+    "train_dataloader.dataset.pack_length=512",
+    "train_dataloader.collate_fn.pad_to=None",
+]
+PROBE = """
+import json
+from bitsandbytes.nn import Linear4bit
+from mmengine.hooks import Hook
+
+class Probe(Hook):
+    def after_train(self, runner):
+        linears = [each for each in runner.model.modules() if isinstance(each, Linear4bit)]
+        states = [each.weight.quant_state for each in linears]
+        told = {
+            "Linear4bit": len(linears),
+            "nf4": sum(each.quant_type == "nf4" for each in states),
+            "nested": sum(each.nested for each in states),
+            "float32": sum(str(each.compute_dtype) == "torch.float32" for each in linears),
+            "lora": sum(name.endswith("lora_B.default.weight") and bool(value.any())
+                        for name, value in runner.model.named_parameters()),
+        }
+        with open("probe.json", "w") as file:
+            json.dump(told, file)
+"""
+
 
 def environment_with(base: Path | str) -> dict[str, str]:
     # `xtuner` starts the `python` that PATH has.
@@ -226,6 +256,20 @@ def test_a_node_without_checkpoints_of_its_own_succeeds(tiny_base: Path, tmp_pat
     assert [node.returncode for node in nodes] == [0, 0], told[1][-3000:]
     assert (tmp_path / "0" / "work_dirs" / DEMO / "iter_4.pth").is_file()
     assert not list(tmp_path.glob("1/work_dirs/*/*.pth"))
+
+
+def test_the_recipe_for_7b_itself_trains_over_nf4_with_double_quantisation(tiny_base: Path, tmp_path: Path) -> None:
+    replaced = ("train_cfg.", "default_hooks.", "custom_hooks.2")
+    options = [*(each for each in OPTIONS if not each.startswith(replaced)), *FLOAT32]
+    options += ["train_cfg.max_epochs=None", "train_cfg.max_iters=4", "train_cfg.min_steps=0"]
+    options += ["train_cfg.validations=1", "custom_hooks.2.type=probe.Probe"]
+    (tmp_path / "probe.py").write_text(PROBE, "utf-8")
+    result = run(["huanhuan_qlora", *options], tmp_path, tiny_base, PYTHONPATH=str(tmp_path))
+    assert result.returncode == 0, result.stderr[-3000:]
+    told = json.loads((tmp_path / "probe.json").read_text("utf-8"))
+    # Five linear layers in each of two blocks; the head stays as it is.
+    assert told == {"Linear4bit": 10, "nf4": 10, "nested": 10, "float32": 10, "lora": 10}
+    assert (tmp_path / "work_dirs/huanhuan_qlora/iter_4.pth").is_file()
 
 
 def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
