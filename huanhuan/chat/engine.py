@@ -106,7 +106,7 @@ def whole_setting(name: str, default: int, environ: Mapping[str, str] = os.envir
     text = environ.get(name, "").strip()
     if not text:
         return default
-    if not text.isdecimal() or int(text) < 1:
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
         raise UserError(f"{name}={text}: 需要正整数 / must be a whole number over 0: correct it or unset it")
     return int(text)
 

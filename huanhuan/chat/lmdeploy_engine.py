@@ -123,7 +123,7 @@ class _Settings:
         text = self._environ.get(name, "").strip()
         if not text:
             return default
-        if text.isdecimal() and low <= int(text) <= high and (among is None or int(text) in among):
+        if text.isdecimal() and len(text) < 10 and low <= int(text) <= high and (among is None or int(text) in among):
             return int(text)
         rule = " / ".join(map(str, among)) if among else f"{low} – {high}"
         self._problems.append(f"{name}={text}: 需要整数 / must be a whole number: {rule}")

@@ -208,6 +208,12 @@ class OpenAIEngine(LoopEngine):
         zh, en = "模型服务器出错了，请重试", "the model server failed: try again"
         if isinstance(error, openai.APITimeoutError):
             zh, en = "模型服务器太久没有回应，请稍后重试", "the model server did not answer in time: try again later"
+        elif isinstance(error, ValueError | AttributeError | TypeError | LookupError):
+            # It answered, but with something that neither its client nor this engine can read.
+            zh, en = (
+                "模型服务器的回答看不懂，请检查 HUANHUAN_API_BASE 后面是不是 OpenAI 兼容的服务",
+                "the model server's answer makes no sense: check that HUANHUAN_API_BASE is an OpenAI-compatible server",
+            )
         elif isinstance(error, openai.APIConnectionError) or not isinstance(error, openai.OpenAIError):
             # What breaks in the middle of a stream arrives as an exception of the HTTP library.
             zh, en = "连不上模型服务器，请稍后重试", "the model server cannot be reached: try again later"

@@ -47,6 +47,8 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
+        # Two at once would cancel each other.
+        self._closing = threading.Lock()
         self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
@@ -56,6 +58,10 @@ class LoopThread:
 
     def close(self, patience: float = 10.0) -> None:
         """Cancel what runs, stop the loop and wait for the thread; a loop that does not turn is left behind."""
+        with self._closing:
+            self._close(patience)
+
+    def _close(self, patience: float) -> None:
         if self.loop.is_closed():
             return
         try:

@@ -78,6 +78,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(int(mood), json.dumps({"error": {"message": "secret detail"}}).encode())
         if mood == "garbage":
             return self.answer(200, b"data: {not json\n\n", "text/event-stream")
+        if mood == "odd":
+            return self.answer(200, b'data: {"choices": [{"delta": null}]}\n\n', "text/event-stream")
         if mood == "html":
             return self.answer(200, b"<html>login</html>", "text/html")
         self.server.open += 1
@@ -236,7 +238,8 @@ def test_a_stop_hangs_up_wherever_the_server_is(engine: OpenAIEngine, server: Se
         ("429", "busy"),
         ("400", "refused the request"),
         ("500", "failed"),
-        ("garbage", "model server"),
+        ("garbage", "makes no sense"),
+        ("odd", "makes no sense"),
         ("html", "model server"),
         ("leaves", "model server"),
         ("engine error", "internal error"),

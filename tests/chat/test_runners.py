@@ -131,6 +131,17 @@ def test_a_closed_loop_is_an_error_at_once(engine: Looping) -> None:
         call_on(engine.loop, lambda: asyncio.sleep(0), 1)
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_loop_can_be_closed_by_several_at_once(engine: Looping) -> None:
+    closing = [threading.Thread(target=engine.thread.close) for _ in range(8)]
+    for each in closing:
+        each.start()
+    for each in closing:
+        each.join(15)
+        assert not each.is_alive()
+    assert engine.loop.is_closed()
+
+
 def test_closing_a_blocked_loop_ends(engine: Looping) -> None:
     engine.block()
     started = time.monotonic()

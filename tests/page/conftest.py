@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import streamlit as st
+from streamlit import config
 from streamlit.testing.v1 import AppTest
 
 # Test folders are no packages; helpers are imported by name.
@@ -28,6 +29,16 @@ system = "现在你要扮演种花的阿沅"
 greeting = "来者是客，请进园子坐。"
 starters = ["你是谁？", "今日园中开了什么花？"]
 """
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_magic() -> None:
+    """As in .streamlit/config.toml, wherever the tests are started.
+
+    AppTest parses its script anew in a thread at every run; on CPython 3.11 that fails now and then if another
+    thread builds a syntax tree at the same moment, as pytest does for a test module that it imports.
+    """
+    config.set_option("runner.magicEnabled", False)
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from huanhuan.chat.page import files, turns
-from huanhuan.chat.page import state as page_state
+from huanhuan.chat.page import files, sessions, turns
 
 SCRIPT = Path(__file__).parents[2] / "huanhuan/chat/page/script.py"
 
@@ -50,7 +49,7 @@ def opened(**query: str) -> AppTest:
     for key, value in query.items():
         page.query_params[key] = value
     page.run()
-    page_state.service().wait(10)
+    sessions.service().wait(10)
     return page.run()
 
 

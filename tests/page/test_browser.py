@@ -292,11 +292,26 @@ def test_english_on_a_phone_in_the_dark(browser: Browser, address: str) -> None:
     page.wait_for_function("document.documentElement.lang === 'en'", timeout=WAIT)
     control(page, "starter-1").click()
     answered(page)
-    shoot(page, "phone")
+    shoot(page, "dark")
     assert control(page, "again-").inner_text().strip().endswith("Regenerate")
     assert narrow(page)
     dark = page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
     assert max(int(part) for part in dark[4:-1].split(",")) < 80, dark
+    context.close()
+
+
+def test_chinese_on_a_phone(browser: Browser, address: str) -> None:
+    context, page = visit(browser, address, **PHONE)
+    for number in (0, 1):
+        starter = page.locator(f"[class*='st-key-starter-{number}'] button")
+        box = starter.bounding_box()
+        assert box and box["height"] >= 40, "large enough for a thumb"
+    control(page, "starter-0").tap()
+    answered(page)
+    # The heading gives way to what is said.
+    assert page.locator("h1").evaluate("each => parseFloat(getComputedStyle(each).fontSize)") <= 24
+    shoot(page, "phone")
+    assert narrow(page)
     context.close()
 
 
@@ -353,10 +368,15 @@ def test_the_keyboard_alone_is_enough(browser: Browser, echo: str) -> None:
     context, page = visit(browser, echo)
     tab_to(page, r"\bstarter-0\b")
     page.keyboard.press("Enter")
+    answered(page)
+    tab_to(page, "stChatInputTextArea")
+    # Long enough that the reply is still being written when Tab has come to Stop.
+    page.keyboard.insert_text(LONG * 8)
+    page.keyboard.press("Enter")
     expect(control(page, "stop")).to_be_visible(timeout=WAIT)
     tab_to(page, r"\bstop\b")
     page.keyboard.press("Enter")
-    expect(control(page, "stop")).to_have_count(0, timeout=WAIT)
+    expect(page.get_by_text("已停止")).to_be_visible(timeout=WAIT)
     tab_to(page, "stChatInputTextArea")
     page.keyboard.type("又一句")
     page.keyboard.press("Enter")

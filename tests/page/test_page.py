@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from driving import button, interrupted, keys, plain, said, send, small_print  # type: ignore[import-not-found]
 from fake_engine import FakeEngine  # type: ignore[import-not-found]
+from streamlit.runtime.scriptrunner import magic
 from streamlit.testing.v1 import AppTest
 
+from huanhuan.chat.page import sessions, turns
 from huanhuan.chat.page import state as page_state
-from huanhuan.chat.page import turns
-from huanhuan.chat.page.state import file_name
+from huanhuan.chat.page.files import file_name
 from huanhuan.chat.page.texts import TEXTS
 
 # A long text in which nothing is said twice: the guard has nothing to say about it.
@@ -324,13 +325,18 @@ def test_control_tokens_are_not_even_shown(page: AppTest, engine: FakeEngine) ->
     assert len(engine.seen) == 1
 
 
+def test_no_syntax_tree_is_built_while_the_page_runs(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(magic, "add_magic", lambda *_: pytest.fail("the script is parsed in a thread of its own"))
+    assert said(send(page, "甲"))[1:] == ["甲", "回「甲」第1句"]
+
+
 def test_file_names_are_harmless() -> None:
     assert file_name("../你好 a/b") == "你好_a_b" and file_name("///") == "huanhuan"
 
 
 def test_two_threads_may_finish_a_reply(page: AppTest, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(page, monkeypatch, lambda: send(page, "甲"))
-    state, desk = page.session_state.page, page_state.service().desk
+    state, desk = page.session_state.page, sessions.service().desk
     state.running.reply.wait(5)
     threads = [threading.Thread(target=state.finish, args=(desk,)) for _ in range(4)]
     for each in threads:

@@ -23,7 +23,7 @@ from huanhuan.chat.desk import Limits
 from huanhuan.chat.engine import Timeouts
 from huanhuan.chat.filters import WordFilter
 from huanhuan.chat.model_folder import NoModel
-from huanhuan.chat.page import serving
+from huanhuan.chat.page import running, serving, sessions
 from huanhuan.chat.page import state as page_state
 from huanhuan.chat.page.serving import health
 from huanhuan.chat.page.texts import TEXTS
@@ -77,7 +77,7 @@ def test_a_failed_continuation_leaves_the_reply_as_it_was(page: AppTest, engine:
     button(page, "more-").click().run()
     one_error(page)
     assert said(page)[-1] == "回「甲」第1句" and small_print(page) == before and "7 词" in before
-    desk = page_state.service().desk
+    desk = sessions.service().desk
     assert desk
     desk.limits = Limits(hourly=1)
     button(page, "more-").click().run()
@@ -110,7 +110,7 @@ def test_an_edit_that_is_refused_changes_nothing_and_keeps_its_text(
     page: AppTest, engine: FakeEngine, refusal: str
 ) -> None:
     send(send(page, "甲"), "乙")
-    desk, state = page_state.service().desk, page.session_state.page
+    desk, state = sessions.service().desk, page.session_state.page
     assert desk
     if refusal == "hour":
         desk.limits = Limits(hourly=1)
@@ -135,7 +135,7 @@ def test_an_edit_whose_reply_fails_can_be_undone(page: AppTest, engine: FakeEngi
 
 
 def test_an_engine_that_never_answers_is_given_up(page: AppTest, engine: FakeEngine) -> None:
-    desk = page_state.service().desk
+    desk = sessions.service().desk
     assert desk
     engine.fault = "hang"
     for each in (engine, desk.engine):
@@ -176,7 +176,7 @@ def test_what_can_grow_no_further_says_so(page: AppTest, engine: FakeEngine, mon
 def test_a_reply_is_cut_where_a_file_would_be_too_long(
     page: AppTest, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page_state, "MOST_REPLY", 10)
+    monkeypatch.setattr(running, "MOST_REPLY", 10)
     engine.answer = lambda messages: "一二三四五六七八" if messages[-1]["role"] == "user" else "九十百千万"
     send(page, "甲")
     button(page, "more-").click().run()
@@ -220,7 +220,7 @@ def test_a_wrong_word_list_is_one_sentence_and_the_probe_says_so(
     assert health() == (503, {"state": "failed"})
     monkeypatch.delenv("HUANHUAN_WORDS")
     page.button(key="retry").click().run()
-    page_state.service().wait(10)
+    sessions.service().wait(10)
     page.run()
     assert page.chat_input and health()[0] == 200
 
@@ -240,7 +240,7 @@ def test_no_persona_is_one_sentence(
 
 
 def test_the_hourly_limit_is_one_sentence_and_the_message_stays(page: AppTest, engine: FakeEngine) -> None:
-    desk = page_state.service().desk
+    desk = sessions.service().desk
     assert desk
     desk.limits = Limits(hourly=1)
     send(send(page, "甲"), "乙")
@@ -251,7 +251,7 @@ def test_the_hourly_limit_is_one_sentence_and_the_message_stays(page: AppTest, e
 
 
 def test_a_full_queue_is_one_sentence(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
-    desk = page_state.service().desk
+    desk = sessions.service().desk
     assert desk
     desk.limits = Limits(queue=0)
     send(page, "甲")
@@ -310,11 +310,11 @@ def test_the_start_of_the_engine_is_shown_and_can_be_tried_again(
     progress = page.get("progress")
     assert progress and progress[0].proto.value == 25 and "\\*" in progress[0].proto.text  # type: ignore[attr-defined]
     ready.set()
-    page_state.service().wait(5)
+    sessions.service().wait(5)
     page.run()
     assert "/srv" not in one_error(page) and health()[0] == 503
     page.button(key="retry").click().run()
-    page_state.service().wait(5)
+    sessions.service().wait(5)
     page.run()
     assert page.chat_input and not page.error
 
@@ -331,7 +331,7 @@ def test_without_a_model_the_page_explains_three_ways(start: Callable[..., threa
     page.selectbox(key="language").set_value("en").run()
     assert page.title[0].value == "There is no model yet" and "Take one of these" in page.markdown[0].value
     page.button(key="retry").click().run()
-    page_state.service().wait(5)
+    sessions.service().wait(5)
     page.run()
     assert page.chat_input
 
@@ -460,7 +460,7 @@ def far(personas: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[AppTe
     st.cache_resource.clear()
     page = opened()
     yield page, server
-    page_state.service().close()
+    sessions.service().close()
     server.shutdown()
     server.server_close()
     st.cache_resource.clear()

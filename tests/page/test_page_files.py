@@ -27,6 +27,7 @@ from streamlit.testing.v1 import AppTest
 from huanhuan.chat.cards import Card, card_json, card_png, read_card
 from huanhuan.chat.conversation import Conversation
 from huanhuan.chat.filters import WordFilter
+from huanhuan.chat.page import running
 from huanhuan.chat.page import state as page_state
 from huanhuan.chat.portrait import portrait_png
 from huanhuan.chat.transfer import from_json, to_json
@@ -102,7 +103,8 @@ def test_everything_the_page_does_to_a_conversation_comes_back(
     engine.fault = None
     for _ in range(22):
         button(page, "again-").click().run()
-    monkeypatch.setattr(page_state, "MOST_REPLY", 60)
+    for module in (page_state, running):
+        monkeypatch.setattr(module, "MOST_REPLY", 60)
     for _ in range(8):
         button(page, "more-").click().run()
     send(page, "乙")

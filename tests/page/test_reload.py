@@ -10,8 +10,8 @@ from fake_engine import FakeEngine  # type: ignore[import-not-found]
 from streamlit.testing.v1 import AppTest
 
 from huanhuan.chat.cards import Card, card_json
+from huanhuan.chat.page import sessions, turns
 from huanhuan.chat.page import state as page_state
-from huanhuan.chat.page import turns
 from huanhuan.chat.page.visitors import AddressCap
 
 ME, YOU = "0" * 32, "1" * 32
@@ -20,20 +20,20 @@ ME, YOU = "0" * 32, "1" * 32
 @pytest.fixture
 def browser(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """From now on, pages are opened by the browser with this cookie; none is shown in a window any more."""
-    monkeypatch.setattr(page_state, "_in_use", lambda page: False)
+    monkeypatch.setattr(sessions, "_in_use", lambda page: False)
 
     def use(cookie: str) -> None:
-        monkeypatch.setattr(page_state, "visitor_cookie", lambda: cookie)
+        monkeypatch.setattr(sessions, "visitor_cookie", lambda: cookie)
 
     return use
 
 
 def key_of(page: AppTest) -> str:
-    return str(page.query_params[page_state.KEY])
+    return str(page.query_params[sessions.KEY])
 
 
 def test_a_reload_finds_everything_again(page: AppTest, engine: FakeEngine) -> None:
-    assert page_state.KEY not in page.query_params, "an address without anything said can be passed on"
+    assert sessions.KEY not in page.query_params, "an address without anything said can be passed on"
     upload(page, card_json(Card("阿云", (), "扮演阿云", "你来了。", ("坐吗？",), ())))
     send(page, "甲")
     page.slider(key="temperature").set_value(0.3)
@@ -90,7 +90,7 @@ def test_a_second_window_begins_anew_while_the_first_is_open(
 ) -> None:
     browser(ME)
     send(opened(), "甲")
-    monkeypatch.setattr(page_state, "_in_use", lambda page: True)
+    monkeypatch.setattr(sessions, "_in_use", lambda page: True)
     assert len(said(opened())) == 1
 
 
@@ -126,17 +126,17 @@ def test_a_reply_is_read_on_where_the_page_is_shown_now(
 def test_nothing_is_kept_if_that_is_wanted(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUANHUAN_KEEP", "0")
     page = send(opened(), "甲")
-    assert page_state.KEY not in page.query_params and len(page_state.service().shelf) == 0
+    assert sessions.KEY not in page.query_params and len(sessions.service().shelf) == 0
     assert len(said(page)) == 3
 
 
 def test_a_reload_does_not_renew_the_hour(engine: FakeEngine, browser: Callable[[str], None]) -> None:
     browser(ME)
-    desk = page_state.service().wait(10) and page_state.service().desk
+    desk = sessions.service().wait(10) and sessions.service().desk
     assert desk
     desk.limits = type(desk.limits)(hourly=1)
     send(opened(), "甲")
-    page_state.service().shelf = page_state.Shelf(0)
+    sessions.service().shelf = sessions.Shelf(0)
     again = send(opened(), "乙")
     assert "这一小时" in again.error[0].value
     browser(YOU)
@@ -145,17 +145,17 @@ def test_a_reload_does_not_renew_the_hour(engine: FakeEngine, browser: Callable[
 
 def test_an_address_has_an_hour_too(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_state, "address", lambda: "93.184.216.34")
-    assert page_state.service().wait(10)
-    page_state.service().addresses = AddressCap(2)
+    assert sessions.service().wait(10)
+    sessions.service().addresses = AddressCap(2)
     for text in "甲乙":
         assert not send(opened(), text).error
     refused = send(opened(), "丙")
     assert "网络" in refused.error[0].value and said(refused)[-1] == "丙"
-    page_state.service().addresses.hourly = 9
+    sessions.service().addresses.hourly = 9
     assert not button(refused, "again-").click().run().error
 
 
 def test_the_address_keeps_its_key_only_for_what_was_said(page: AppTest) -> None:
     page.button(key="new").click().run()
     page.slider(key="temperature").set_value(0.3).run()
-    assert page_state.KEY not in page.query_params
+    assert sessions.KEY not in page.query_params

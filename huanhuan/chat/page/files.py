@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import streamlit as st
 from huanhuan.chat.cards import card_json, card_png, read_card
 from huanhuan.chat.desk import Desk
 from huanhuan.chat.page.look import card_picture
-from huanhuan.chat.page.state import PageState, file_name
+from huanhuan.chat.page.state import PageState
 from huanhuan.chat.page.texts import language, say
 from huanhuan.chat.transfer import from_json, is_conversation, to_json, to_markdown
 from huanhuan.errors import UserError
@@ -71,3 +72,8 @@ def draw_import(state: PageState, desk: Desk) -> None:
         state.problems = [error]
     state.imports += 1
     st.rerun()
+
+
+def file_name(text: str) -> str:
+    """``text`` as part of a file's name."""
+    return re.sub(r"[^\w-]+", "_", text).strip("_")[:40] or "huanhuan"

@@ -44,9 +44,7 @@ button:focus-visible, a:focus-visible { outline: 2px solid currentColor; outline
 @media (max-width: 640px) {
   .block-container, [data-testid="stBottomBlockContainer"] { padding-left: .75rem; padding-right: .75rem; }
   .block-container { padding-top: 3.25rem; }
-  h1 { font-size: 1.9rem !important; }
-h3 { font-size: 1.25rem !important; padding-bottom: .25rem !important; }
-.st-key-heading h1 { font-size: 1.5rem; }
+  h1 { font-size: 1.5rem !important; }
   [data-testid="stChatMessage"] { padding: .5rem; gap: .5rem; }
   [class*="st-key-actions-"] { column-gap: .35rem; }
   [class*="st-key-actions-"] button { min-height: 2.5rem; }

@@ -10,9 +10,10 @@ from huanhuan.chat.conversation import MOST_MESSAGE
 from huanhuan.chat.desk import Desk
 from huanhuan.chat.engine import EngineError
 from huanhuan.chat.page.look import avatar, draw_style, tell_language
+from huanhuan.chat.page.sessions import page_state, remember, service, session
 from huanhuan.chat.page.sidebar import draw_sidebar
 from huanhuan.chat.page.start import draw_start
-from huanhuan.chat.page.state import PageState, page_state, remember, service, session
+from huanhuan.chat.page.state import PageState
 from huanhuan.chat.page.texts import TEXTS, say, sentence
 from huanhuan.chat.page.turns import draw_running, draw_turns
 from huanhuan.chat.safe_text import plain_markdown

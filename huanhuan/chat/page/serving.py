@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 
 from huanhuan.chat.desk import Desk
 from huanhuan.chat.engine import EngineError
-from huanhuan.chat.page.state import service
+from huanhuan.chat.page.sessions import service
 from huanhuan.chat.page.texts import TEXTS, sentence
 from huanhuan.chat.page.visitors import VisitorCookie
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from huanhuan.chat.page.state import PageService, service
+from huanhuan.chat.page.sessions import PageService, service
 from huanhuan.chat.page.texts import LANGUAGES, browser_language, say, sentence
 from huanhuan.chat.safe_text import plain_markdown
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import logging
-import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import streamlit as st
-from streamlit.runtime import Runtime
-from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from huanhuan.chat import personas
 from huanhuan.chat.cards import Card
 from huanhuan.chat.conversation import (
     MOST_MESSAGE,
@@ -28,14 +22,11 @@ from huanhuan.chat.conversation import (
 from huanhuan.chat.desk import Desk
 from huanhuan.chat.engine import EngineError, Reply, Sampling
 from huanhuan.chat.filters import Filter
-from huanhuan.chat.page.shelf import Shelf, keep_hours
-from huanhuan.chat.page.visitors import AddressCap, address, visitor_cookie
-from huanhuan.chat.service import Service
+from huanhuan.chat.page.running import Running, Undo
+from huanhuan.chat.page.visitors import AddressCap, address
 from huanhuan.chat.transfer import Imported
 from huanhuan.errors import UserError
 from huanhuan.template import Message, clean
-
-logger = logging.getLogger("huanhuan.chat")
 
 MOST_CONVERSATIONS = 50
 MOST_IMPORTED = 20
@@ -48,72 +39,6 @@ SETTINGS: dict[str, float | int | bool] = {
     "length_limit": DEFAULTS.max_new_tokens,
     "speed": False,
 }
-# In the page's address: which page this window shows.
-KEY = "chat"
-
-
-@dataclass
-class Running:
-    """A reply being written and the version it belongs to; outlives any click of the visitor.
-
-    A continued reply goes on from ``earlier``, a copy of the version as it was; ``chosen`` is the version that
-    counted before.
-    """
-
-    reply: Reply
-    conversation: Conversation
-    turn: Turn
-    version: Version
-    chosen: int = 0
-    earlier: Version | None = None
-
-    @property
-    def text(self) -> str:
-        """What was said so far, the beginning of a continued reply included."""
-        return (self.earlier.text if self.earlier else "") + self.reply.text
-
-    def settle(self, model: str, words: Filter) -> None:
-        """Write down what has been said so far and how it went; a continuation without a word changes nothing."""
-        version, reply, earlier = self.version, self.reply, self.earlier
-        if earlier and not reply.text:
-            return
-        text = clean(words.masked(self.text))
-        version.text = text[:MOST_REPLY]
-        version.model = model[:100]
-        version.tokens = reply.tokens + (earlier.tokens if earlier else 0)
-        version.first_token_seconds = reply.first_token_seconds
-        version.tokens_per_second = reply.tokens_per_second
-        version.finish = "error" if reply.error else reply.finish or "stopped"
-        if len(text) > MOST_REPLY:
-            version.finish = "length"
-
-    def withdraw(self) -> None:
-        """Forget the version, in which nothing was said, and the turn if it was the only one."""
-        turn, turns = self.turn, self.conversation.turns
-        turn.versions[:] = [each for each in turn.versions if each is not self.version]
-        turn.chosen = min(self.chosen, max(len(turn.versions) - 1, 0))
-        if not turn.versions:
-            turns[:] = [each for each in turns if each is not turn]
-
-
-@dataclass
-class Undo:
-    """A conversation as it was before something in it, or all of it, was dropped."""
-
-    conversation: Conversation
-    turns: list[Turn]
-    title: str
-    place: int
-
-    @classmethod
-    def of(cls, conversation: Conversation, place: int) -> Undo:
-        """How ``conversation`` is now."""
-        return cls(conversation, list(conversation.turns), conversation.title, place)
-
-    def restore(self) -> None:
-        """Give the conversation its turns back."""
-        self.conversation.turns[:] = self.turns
-        self.conversation.title = self.title
 
 
 @dataclass
@@ -462,83 +387,3 @@ def _full(full: Full) -> tuple[str, dict[str, object]]:
         "versions": ("full_versions", {"most": MOST_VERSIONS}),
         "reply": ("full_reply", {}),
     }.get(full.what, ("full_conversation", {}))
-
-
-class PageService(Service):
-    """The service with what the visitors of a page share beside the engine."""
-
-    shelf: Shelf[PageState]
-    addresses: AddressCap
-
-    def prepare(self) -> None:
-        """Read the page's own settings too."""
-        super().prepare()
-        self.shelf, self.addresses = Shelf(keep_hours()), AddressCap.from_environment()
-
-
-@st.cache_resource(show_spinner=False)
-def service() -> PageService:
-    """The engine of this process and the queue before it."""
-    return PageService()
-
-
-def session() -> str:
-    """The session that this run of the script belongs to."""
-    context = get_script_run_ctx()
-    return context.session_id if context else ""
-
-
-def page_state(started: PageService) -> PageState:
-    """The visitor's state: this session's, else the one that a reload left behind, else a new one.
-
-    Raises: UserError if there is no persona.
-    """
-    state = st.session_state.get("page")
-    if state is None:
-        owner = visitor_cookie()
-        key = st.query_params.get(KEY, "")
-        state = started.shelf.find(key, owner) or started.shelf.latest(owner, _in_use) or _new(started, owner)
-        state.holder = session()
-        st.session_state.page = state
-    return state
-
-
-def remember(started: PageService, state: PageState) -> None:
-    """Keep the state for a reload, once there is something in it."""
-    if state.worth_keeping and started.shelf.keep(state) and st.query_params.get(KEY) != state.key:
-        st.query_params[KEY] = state.key
-
-
-def _in_use(page: PageState) -> bool:
-    return Runtime.exists() and Runtime.instance().is_active_session(page.holder)
-
-
-def _new(started: PageService, owner: str) -> PageState:
-    found, problems = personas.load_personas()
-    for line in problems:
-        _tell_once(line)
-    cards = {key: _shared(Card.of(persona)) for key, persona in found.items()}
-    state = PageState(cards, [Conversation(next(iter(cards)))], started.words, started.addresses, owner)
-    # With the cookie, the hour's messages are counted over every window and reload of the browser.
-    state.visitor = owner or state.visitor
-    return state
-
-
-@functools.lru_cache(maxsize=256)
-def _shared(card: Card) -> Card:
-    """An equal card that other visitors have already: they are read anew for each of them."""
-    return card
-
-
-_told: set[str] = set()
-
-
-def _tell_once(line: str) -> None:
-    if line not in _told:
-        _told.add(line)
-        logger.warning("%s", line)
-
-
-def file_name(text: str) -> str:
-    """``text`` as part of a file's name."""
-    return re.sub(r"[^\w-]+", "_", text).strip("_")[:40] or "huanhuan"

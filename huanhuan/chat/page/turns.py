@@ -11,7 +11,9 @@ from huanhuan.chat.conversation import MOST_MESSAGE, MOST_REPLY, Turn
 from huanhuan.chat.desk import Desk
 from huanhuan.chat.engine import EngineError
 from huanhuan.chat.page.look import avatar
-from huanhuan.chat.page.state import PageState, Running, session
+from huanhuan.chat.page.running import Running
+from huanhuan.chat.page.sessions import session
+from huanhuan.chat.page.state import PageState
 from huanhuan.chat.page.texts import say
 from huanhuan.chat.safe_text import safe_markdown
 from huanhuan.chat.transfer import greeting
