@@ -370,8 +370,8 @@ def test_the_keyboard_alone_is_enough(browser: Browser, echo: str) -> None:
     page.keyboard.press("Enter")
     answered(page)
     tab_to(page, "stChatInputTextArea")
-    # Long enough that the reply is still being written when Tab has come to Stop.
-    page.keyboard.insert_text(LONG * 8)
+    # Long enough that the reply is still being written when Tab has come to Stop, and nothing in it is said twice.
+    page.keyboard.insert_text("".join(chr(0x4E00 + number) for number in range(1000)))
     page.keyboard.press("Enter")
     expect(control(page, "stop")).to_be_visible(timeout=WAIT)
     tab_to(page, r"\bstop\b")
