@@ -173,9 +173,9 @@ class Counting(FakeEngine):
 def test_a_conversation_far_too_long_is_counted_once_and_only_what_can_be_kept() -> None:
     engine = Counting(context_tokens=4096)
     texts = [f"这是第{number:04d}句话，" + "说得长一些" * 20 for number in range(4001)]
-    started = time.perf_counter()
+    started = time.thread_time()
     kept = engine.fit(talk(*texts, system="人设"), Sampling(max_new_tokens=512))
-    assert time.perf_counter() - started < 0.5
+    assert time.thread_time() - started < 0.5
     assert kept[0]["content"] == "人设" and kept[-1]["content"] == texts[-1]
     assert 3300 < engine.count(kept) <= 3584
     assert engine.counted < 4 * 4096
