@@ -75,7 +75,7 @@ def _parse(values: dict[str, Any], path: Path) -> Persona:
     for key in _LISTS:
         _check_texts(values.get(key, []), f"{path}: [{key}]", problems)
     if not values.get("starters"):
-        problems.add(f'{path}: [starters] 至少要有一句开场白 / needs at least one line: add starters = ["…"]')
+        problems.add(f'{path}: [starters] 至少要有一个起始问题 / needs at least one line: add starters = ["…"]')
     identity = values.get("identity", [])
     if not isinstance(identity, list) or not all(isinstance(entry, dict) for entry in identity):
         problems.add(f"{path}: [identity] 需要 [[identity]] 表 / must be [[identity]] tables: see data/README.md")

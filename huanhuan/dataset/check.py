@@ -56,7 +56,7 @@ def check_files(paths: Iterable[Path], *, system: str | None = None) -> list[Che
 
 
 def summary(checked: Checked) -> list[str]:
-    """Lines that say what a file holds.
+    """Lines that say what a file holds; none of one in which no record was found.
 
     >>> summary(Checked(Validation(Path("train.jsonl"), records=2, exchanges=4, prompt_characters=40,
     ...     reply_characters=60, longest=70)))  # doctest: +NORMALIZE_WHITESPACE
@@ -64,6 +64,8 @@ def summary(checked: Checked) -> list[str]:
     prompts 10.0 characters on average, replies 15.0, longest record 70']
     """
     result = checked.validation
+    if not result.records:
+        return []
     exchanges = max(1, result.exchanges)
     prompt, reply = result.prompt_characters / exchanges, result.reply_characters / exchanges
     lines = [

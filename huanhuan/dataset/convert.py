@@ -261,6 +261,8 @@ class Conversion:
         names = "、".join(self.options.names)
         if not tally.labels and not tally.counts["pairs"]:
             tried = ", ".join(f"{stats.file} ({stats.lines} 行 / lines)" for stats in tally.files[:5])
+            if not any(stats.lines for stats in tally.files):
+                raise UserError(f"{tried}: 剧本是空的 / the script is empty: 检查文件内容 / check the file")
             raise UserError(
                 f"{tried}: 没有找到任何说话人 / nobody speaks in this script: lines like “角色：台词” are expected, "
                 "choose a layout with --layout"

@@ -81,3 +81,11 @@ def test_summary_names_the_counts(tmp_path: Path):
     assert "longest record 8" in lines[0]
     assert lines[1].endswith("你是丙。")
     assert lines[2].strip().startswith("2 条注明出处")
+
+
+def test_nothing_is_summed_up_of_a_file_without_records(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_bytes(b"")
+    for name in ("empty.jsonl", "gone.jsonl"):
+        (checked,) = check_files([tmp_path / name])
+        assert checked.validation.errors
+        assert summary(checked) == []

@@ -282,7 +282,7 @@ def test_the_page_is_drawn_unless_told_otherwise(play: Path) -> None:
 BAD = {
     "missing": (["x.txt", "--character", "甄嬛"], ["x.txt"]),
     "empty folder": (["empty", "--character", "甄嬛"], ["empty"]),
-    "empty file": (["empty.txt", "--character", "甄嬛"], ["empty.txt"]),
+    "empty file": (["empty.txt", "--character", "甄嬛"], ["empty.txt", "is empty"]),
     "blank file": (["blank.txt", "--character", "甄嬛"], ["blank.txt"]),
     "binary": (["binary.txt", "--character", "甄嬛"], ["binary.txt"]),
     "ambiguous": (["short.txt", "--character", "甄嬛"], ["short.txt", "gb18030", "big5", "--encoding"]),
