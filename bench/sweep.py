@@ -3,9 +3,10 @@
     make base
     python bench/sweep.py --base models/tiny-internlm2 --out WORK [NAME ...]
 
-Every run is the demo recipe with overrides and whole scenes, four a step, through XTuner's own train script. Of each: the held-out loss at its best
-and at the end, the training loss of the last 25 steps, and chrF of the greedy replies to the persona's starters against
-her lines in the training scenes (100: word for word). Runs that are finished in WORK are not run again.
+Every run is the demo recipe with overrides and whole scenes, four a step, through XTuner's own train script. Of each:
+the held-out loss at its best and at the end, the training loss of the last 25 steps, and chrF of the greedy replies to
+the persona's starters against her lines in the training scenes (100: word for word). Runs that are finished in WORK
+are not run again.
 """
 
 from __future__ import annotations
