@@ -204,7 +204,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run(tiny_base: Path, tmp_path: Pat
     assert result.returncode == 1
     (line,) = errors(result)
     assert "step 2:" in line
-    assert len(re.findall(r"train\.jsonl:\d+", line)) == 4
+    assert len(re.findall(r"train\.jsonl:\d+", line)) >= 4
     assert "Traceback" not in result.stderr
     logged = scalars(work)
     assert logged[1] == pytest.approx(6.0, abs=0.5) and math.isnan(logged[2])
