@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from huanhuan.errors import UserError
@@ -11,14 +13,17 @@ from huanhuan.persona import Persona, load_persona
 DEFAULT = "huanhuan"
 
 
-def load_personas(data: Path = DATA) -> tuple[dict[str, Persona], list[str]]:
-    """The cards by folder name, the worked example first, and one line for each problem of the others.
+def load_personas(data: Path = DATA, environ: Mapping[str, str] = os.environ) -> tuple[dict[str, Persona], list[str]]:
+    """The cards by folder name, and one line for each problem of the others.
+
+    First comes the one whose folder ``HUANHUAN_PERSONA`` names, else the worked example.
 
     Raises: UserError with those lines if no card can be used.
     """
+    first = environ.get("HUANHUAN_PERSONA", "").strip() or DEFAULT
     cards: dict[str, Persona] = {}
     problems: list[str] = []
-    paths = sorted(data.glob("*/persona.toml"), key=lambda path: (path.parent.name != DEFAULT, path.parent.name))
+    paths = sorted(data.glob("*/persona.toml"), key=lambda path: (path.parent.name != first, path.parent.name))
     for path in paths:
         try:
             cards[path.parent.name] = load_persona(path)
@@ -26,4 +31,9 @@ def load_personas(data: Path = DATA) -> tuple[dict[str, Persona], list[str]]:
             problems += error.problems
     if not cards:
         raise UserError(problems or [f"{data}: 没有角色卡 / holds no */persona.toml: see data/README.md"])
+    if first != DEFAULT and first not in cards:
+        problems.append(
+            f"HUANHUAN_PERSONA={first}: 没有可用的角色卡 / no usable card data/{first}/persona.toml: "
+            f"choose from {', '.join(cards)}"
+        )
     return cards, problems
