@@ -1,4 +1,4 @@
-"""The embedded base (models/tiny-internlm2, made by `make base`), QLoRA. Two CPU cores, 2 GB of memory, two minutes.
+"""The embedded base (models/tiny-internlm2, made by `make base`), QLoRA. Two CPU cores, 2 GB of memory, three minutes.
 
     xtuner train configs/huanhuan_qlora_demo.py
     python tools/merge_hf.py configs/huanhuan_qlora_demo.py --out models/huanhuan-demo

@@ -81,23 +81,37 @@ def test_editing_sends_again_and_what_followed_can_be_had_back(page: AppTest, en
     assert said(page)[1:] == ["甲", "回「甲」第1句"] and "undo" not in keys(page)
 
 
-def test_what_was_said_before_has_its_actions_in_a_menu(page: AppTest, engine: FakeEngine) -> None:
+def test_what_was_said_before_has_its_actions_behind_a_button(page: AppTest, engine: FakeEngine) -> None:
     send(page, "甲")
     button(page, "again-").click().run()
     send(page, "乙")
-    asked, answered = page.menu_button
-    assert asked.proto.options == ["编辑", "删除"] and answered.proto.options == ["上一版", "下一版", "编辑", "删除"]
+    asked, answered = (turn.id for turn in page.session_state.page.conversation.turns[:2])
+
+    def actions(turn: str) -> list[str]:
+        return [key for key in keys(page) if key.endswith(turn) and not key.startswith("menu-")]
+
+    def press(key: str) -> None:
+        page.button(key=key).click().run()
+
+    assert actions(asked) == actions(answered) == []
     engine.seen.clear()
-    answered.click("previous").run()
+    press(f"menu-{answered}")
+    assert actions(answered) == [f"{name}-{answered}" for name in ("previous", "next", "edit", "delete")]
+    assert page.button(key=f"menu-{answered}").label == "收起"
+    press(f"previous-{answered}")
     page.session_state.page.conversation.turns[1].versions[0].text = "头一版"
     page.run()
     assert said(page)[2] == "头一版"
-    page.menu_button[1].click("next").run()
+    press(f"next-{answered}")
     assert said(page)[2] == "回「甲」第1句"
-    page.menu_button[0].click("edit").run()
+    press(f"menu-{answered}")
+    assert actions(answered) == []
+    press(f"menu-{asked}")
+    assert actions(asked) == [f"edit-{asked}", f"delete-{asked}"]
+    press(f"edit-{asked}")
     assert [each.value for each in page.text_area if (each.key or "").startswith("text-")] == ["甲"]
     button(page, "cancel-").click().run()
-    page.menu_button[0].click("delete").run()
+    press(f"delete-{asked}")
     assert said(page)[1:] == ["乙", "回「乙」第2句"] and not engine.seen
     page.button(key="undo").click().run()
     assert said(page)[1:3] == ["甲", "回「甲」第1句"]

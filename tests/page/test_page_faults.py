@@ -100,7 +100,9 @@ def test_a_failed_regeneration_leaves_the_chosen_version(page: AppTest, engine: 
 
 
 def edit_first(page: AppTest, text: str) -> AppTest:
-    page.menu_button[0].click("edit").run()
+    first = page.session_state.page.conversation.turns[0].id
+    page.button(key=f"menu-{first}").click().run()
+    page.button(key=f"edit-{first}").click().run()
     next(each for each in page.text_area if (each.key or "").startswith("text-")).set_value(text)
     return button(page, "resend-").click().run()
 

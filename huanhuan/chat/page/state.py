@@ -47,7 +47,8 @@ class PageState:
 
     ``systems`` holds the system prompts that were changed, by persona; ``draft`` a message that could not be
     sent. ``key`` finds the page after a reload, for its ``owner``'s browser only (empty: a browser without
-    cookies); ``holder`` is the session that shows it. ``shown`` and ``drawn`` count turns: those asked for beyond
+    cookies); ``holder`` is the session that shows it. ``editing`` and ``opened`` are turns whose text is being edited
+    and whose buttons are shown. ``shown`` and ``drawn`` count turns: those asked for beyond
     the last ones, and those that stand on the page.
     """
 
@@ -68,6 +69,7 @@ class PageState:
     notice: tuple[str, dict[str, object]] | None = None
     undo: Undo | None = None
     editing: str | None = None
+    opened: str | None = None
     draft: str = ""
     imports: int = 0
     shown: int = 0
@@ -124,7 +126,7 @@ class PageState:
         """What every action begins with: a reply still being written is stopped and kept."""
         self.stop(desk)
         self.note_settings()
-        self.problems, self.notice, self.undo, self.editing = [], None, None, None
+        self.problems, self.notice, self.undo, self.editing, self.opened = [], None, None, None, None
 
     # What is said.
 

@@ -28,6 +28,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "edit": ("编辑", "Edit"),
     "delete": ("删除", "Delete"),
     "more": ("更多", "More"),
+    "less": ("收起", "Less"),
     "previous": ("上一版", "Previous version"),
     "next": ("下一版", "Next version"),
     "previous_greeting": ("上一句开场白", "Previous greeting"),

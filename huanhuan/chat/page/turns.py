@@ -92,21 +92,17 @@ def _notes(state: PageState, turn: Turn) -> None:
 
 
 def _actions(state: PageState, desk: Desk, turn: Turn, *, recent: bool) -> None:
-    """Buttons under the last exchange; the same behind one small menu under what was said before."""
+    """Buttons under the last exchange; under what was said before only once they are asked for.
+
+    Not Streamlit's menu: from the keyboard the focus never comes into it.
+    """
     key = turn.id
     if not recent:
-        options = ["previous", "next"] if len(turn.versions) > 1 else []
-        st.menu_button(
-            say("more"),
-            [*options, "edit", "delete"],
-            format_func=say,
-            key=f"menu-{key}",
-            type="tertiary",
-            icon=":material/more_horiz:",
-            on_click=_choose,
-            args=(state, desk, turn),
-        )
-        return
+        opened = key == state.opened
+        text, icon = ("less", "expand_less") if opened else ("more", "more_horiz")
+        _button(text, icon, f"menu-{key}", _open, state, None if opened else key)
+        if not opened:
+            return
     with st.container(horizontal=True, gap="small", key=f"actions-{key}", vertical_alignment="center"):
         if len(turn.versions) > 1:
             first, last = turn.chosen == 0, turn.chosen == len(turn.versions) - 1
@@ -126,15 +122,8 @@ def _button(text: str, icon: str, key: str, on_click: Any, *args: Any) -> None:
     st.button(say(text), key=key, type="tertiary", icon=f":material/{icon}:", on_click=on_click, args=args)
 
 
-def _choose(state: PageState, desk: Desk, turn: Turn) -> None:
-    """Do what was chosen in a turn's menu."""
-    chosen = st.session_state[f"menu-{turn.id}"]
-    if chosen == "edit":
-        _set_editing(state, turn.id)
-    elif chosen == "delete":
-        state.delete(desk, turn.id)
-    elif chosen:
-        turn.flip(-1 if chosen == "previous" else 1)
+def _open(state: PageState, turn_id: str | None) -> None:
+    state.opened = turn_id
 
 
 def _set_editing(state: PageState, turn_id: str | None) -> None:
