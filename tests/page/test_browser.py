@@ -20,6 +20,7 @@ from huanhuan.chat.conversation import Conversation
 from huanhuan.chat.personas import load_personas
 from huanhuan.chat.portrait import portrait_png
 from huanhuan.chat.transfer import to_json
+from huanhuan.paths import MODELS
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
@@ -48,9 +49,10 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def address(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The real page over the real tiny model, or over the model that HUANHUAN_SCREENSHOT_MODEL names."""
+    """The real page over the demo's character, the model that HUANHUAN_DEMO_MODEL names, or else random weights."""
     port = free_port()
-    model = os.environ.get("HUANHUAN_SCREENSHOT_MODEL") or str(tiny_base)
+    demo = Path(os.environ.get("HUANHUAN_DEMO_MODEL") or MODELS / "huanhuan-demo")
+    model = str(demo if (demo / "config.json").is_file() else tiny_base)
     command = [str(ROOT / "app.py"), "--server.port", str(port), "--server.address", "127.0.0.1"]
     log = tmp_path_factory.mktemp("page") / "server.log"
     with served(command, port, log, HUANHUAN_MODEL=model, HUANHUAN_ENGINE="transformers", HUANHUAN_GUARD="off"):
