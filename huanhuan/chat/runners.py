@@ -68,7 +68,7 @@ class LoopThread:
             # An earlier attempt that was left behind cancels this one too.
             with contextlib.suppress(CancelledError):
                 self.call(_cancel_all, patience)
-        except (FutureTimeoutError, RuntimeError):
+        except (TimeoutError, RuntimeError):
             logger.warning("%s does not end: left behind", self._thread.name)
             return
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -103,10 +103,11 @@ def call_on(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, A
     loop.call_soon_threadsafe(begin)
     try:
         return future.result(timeout)
-    except FutureTimeoutError:
+    except FutureTimeoutError as error:
         if not future.cancel():
             loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
-        raise
+        # Python 3.10 has a class of its own for it.
+        raise TimeoutError(f"{timeout} s") from error
 
 
 async def _cancel_all() -> None:
