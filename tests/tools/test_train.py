@@ -140,6 +140,7 @@ def test_the_best_checkpoint_is_that_of_the_lowest_held_out_loss(trained: Path) 
     assert [file.name for file in trained.glob("best_*")] == ["best_held_out_loss_iter_6.pth"]
 
 
+@pytest.mark.slow
 def test_a_run_killed_anywhere_goes_on_as_if_it_had_not_been(
     trained: Path, rising: str, tiny_base: Path, tmp_path: Path
 ) -> None:
@@ -178,6 +179,7 @@ def kept_step(work_dir: Path) -> int:
     return step if step >= 4 else 0
 
 
+@pytest.mark.slow
 def test_xtuner_itself_resumes(trained: Path, rising: str, tiny_base: Path, tmp_path: Path) -> None:
     checkpoint = trained / "iter_14.pth"
     command = [str(Path(sys.executable).parent / "xtuner"), "train", rising]

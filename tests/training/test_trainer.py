@@ -362,6 +362,7 @@ def train(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     return run
 
 
+@pytest.mark.slow
 def test_the_recipe_trains_saves_and_resumes(train: Callable[..., Run]) -> None:
     run = train("run")
     loss = run.logged("loss")
