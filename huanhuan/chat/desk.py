@@ -14,13 +14,12 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from huanhuan.chat.engine import Engine, EngineError, Reply, Sampling
+from huanhuan.chat.engine import Engine, EngineError, Reply, Sampling, whole_setting
+from huanhuan.chat.hourly import Hourly
 from huanhuan.errors import UserError
 from huanhuan.template import Message
 
 logger = logging.getLogger("huanhuan.chat")
-
-HOUR = 3600.0
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,10 @@ class Limits:
             ("HUANHUAN_HOURLY", "hourly"),
             ("HUANHUAN_UNREAD", "unread"),
         ):
-            text = environ.get(name, "").strip()
-            if text.isdecimal() and int(text) > 0:
-                values[field] = int(text)
-            elif text:
-                problems.append(f"{name}={text}: 需要正整数 / must be a whole number over 0: correct it or unset it")
+            try:
+                values[field] = whole_setting(name, getattr(cls, field), environ)
+            except UserError as error:
+                problems += error.problems
         if problems:
             raise UserError(problems)
         return cls(**values)  # type: ignore[arg-type]
@@ -80,7 +78,7 @@ class Desk:
         self._lock = threading.RLock()
         self._waiting: deque[_Job] = deque()
         self._running: dict[Reply, _Job] = {}
-        self._asked: dict[str, deque[float]] = {}
+        self._asked = Hourly()
         # Since when a reply that still holds its slot has needed it no more.
         self._over_at: dict[Reply, float] = {}
         self._closed = threading.Event()
@@ -100,19 +98,14 @@ class Desk:
             for job in [*self._waiting, *self._running.values()]:
                 if job.visitor == visitor:
                     job.reply.stop()
-            now = time.monotonic()
-            recent = self._asked.setdefault(visitor, deque())
-            while recent and now - recent[0] > HOUR:
-                recent.popleft()
-            if len(recent) >= self.limits.hourly:
-                minutes = int((HOUR - (now - recent[0])) / 60) + 1
+            if minutes := self._asked.minutes_left(visitor, self.limits.hourly):
                 raise Refused(
                     f"您这一小时说得够多了，请 {minutes} 分钟后再来",
                     f"you have reached the hourly limit: come back in {minutes} minutes",
                 )
             if len(self._waiting) >= self.limits.queue:
                 raise Refused("排队的人太多了，请稍后再试", "too many people are waiting: try again later")
-            recent.append(now)
+            self._asked.count(visitor)
             reply = Reply(self.engine.timeouts)
             self._waiting.append(_Job(visitor, reply, list(messages), sampling))
             reply.on_stop(lambda: self._stopped(reply))
@@ -177,10 +170,6 @@ class Desk:
             for reply in self._running:
                 if reply.done:
                     self._over_at.setdefault(reply, now)
-            # A visitor who was only ever refused has asked nothing.
-            quiet = [visitor for visitor, asked in self._asked.items() if not asked or now - asked[-1] > HOUR]
-            for visitor in quiet:
-                del self._asked[visitor]
         for job in jobs:
             job.reply.check_time()
             if now - job.reply.read_at > self.limits.unread and not job.reply.stop_requested:

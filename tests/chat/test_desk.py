@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from fake_engine import FakeEngine  # type: ignore[import-not-found]
 
-from huanhuan.chat import desk as desk_module
+from huanhuan.chat import hourly
 from huanhuan.chat.desk import Desk, Limits, Refused
 from huanhuan.chat.engine import EngineError, Finish, Reply, Sampling, Timeouts
 from huanhuan.chat.guard import GuardedEngine, guarded
@@ -90,7 +90,7 @@ def test_the_hour_is_counted_for_each_visitor(engine: FakeEngine, monkeypatch: p
         with pytest.raises(Refused, match="hourly limit: come back in 60 minutes"):
             desk.ask("v", said("话"), SAMPLING)
         assert desk.ask("w", said("话"), SAMPLING).result()
-        monkeypatch.setattr(desk_module, "HOUR", 0.0)
+        monkeypatch.setattr(hourly, "HOUR", 0.0)
         assert desk.ask("v", said("话"), SAMPLING).result()
     finally:
         desk.close()

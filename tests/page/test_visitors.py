@@ -13,7 +13,8 @@ from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from huanhuan.chat.desk import HOUR, Refused
+from huanhuan.chat.desk import Refused
+from huanhuan.chat.hourly import HOUR
 from huanhuan.chat.page import visitors
 from huanhuan.chat.page.visitors import COOKIE, AddressCap, VisitorCookie, address, visitor_cookie
 from huanhuan.errors import UserError

@@ -7,9 +7,6 @@ import logging
 import os
 import re
 import secrets
-import threading
-import time
-from collections import deque
 from collections.abc import Mapping
 
 import streamlit as st
@@ -17,8 +14,9 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from huanhuan.chat.desk import HOUR, Refused
+from huanhuan.chat.desk import Refused
 from huanhuan.chat.engine import whole_setting
+from huanhuan.chat.hourly import Hourly
 
 logger = logging.getLogger("huanhuan.chat")
 
@@ -93,8 +91,7 @@ class AddressCap:
 
     def __init__(self, hourly: int = 0) -> None:
         self.hourly = hourly
-        self._lock = threading.Lock()
-        self._said: dict[str, deque[float]] = {}
+        self._said = Hourly()
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> AddressCap:
@@ -105,25 +102,13 @@ class AddressCap:
         """Raises: Refused if too much was said from ``where`` in the last hour."""
         if not self.hourly or not where:
             return
-        now = time.monotonic()
-        with self._lock:
-            said = self._said.get(where, deque())
-            while said and now - said[0] > HOUR:
-                said.popleft()
-            if len(said) < self.hourly:
-                return
-            minutes = int((HOUR - (now - said[0])) / 60) + 1
-        raise Refused(
-            f"从您的网络来的话这一小时太多了，请 {minutes} 分钟后再来",
-            f"too much was said from your network in this hour: come back in {minutes} minutes",
-        )
+        if minutes := self._said.minutes_left(where, self.hourly):
+            raise Refused(
+                f"从您的网络来的话这一小时太多了，请 {minutes} 分钟后再来",
+                f"too much was said from your network in this hour: come back in {minutes} minutes",
+            )
 
     def count(self, where: str) -> None:
         """Something was said from ``where``."""
-        if not self.hourly or not where:
-            return
-        now = time.monotonic()
-        with self._lock:
-            for quiet in [each for each, said in self._said.items() if not said or now - said[-1] > HOUR]:
-                del self._said[quiet]
-            self._said.setdefault(where, deque(maxlen=self.hourly)).append(now)
+        if self.hourly and where:
+            self._said.count(where)
