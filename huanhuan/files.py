@@ -81,6 +81,16 @@ def new_folder(path: Path, *, overwrite: bool = False, markers: Sequence[str] = 
             raise
 
 
+def nearest_existing(path: Path) -> Path:
+    """``path``, or what there is of it already: the lowest of its parents that exists."""
+    return next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+
+
+def free_space(path: Path) -> int:
+    """Free bytes of the disk that ``path`` is or will be on."""
+    return shutil.disk_usage(nearest_existing(path)).free
+
+
 def missing_folders(folder: Path) -> list[Path]:
     """``folder`` and those above it that do not exist yet, deepest first."""
     return [each for each in (folder, *folder.absolute().parents) if not each.exists()]

@@ -11,14 +11,13 @@ import json
 import logging
 import os
 import re
-import shutil
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from huanhuan.errors import UserError
-from huanhuan.files import write_text
+from huanhuan.errors import UserError, disk_size
+from huanhuan.files import free_space, write_text
 from huanhuan.paths import MODELS
 
 logger = logging.getLogger("huanhuan.chat")
@@ -31,6 +30,10 @@ STUDIO_DISK = Path("/mnt/workspace")
 GIB = 2**30
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _USELESS = (".md", ".png", ".jpg", ".jpeg", ".gif", ".onnx", ".gguf", ".pth", ".gitattributes", ".gitignore")
+
+
+def silent(doing: str, share: float | None) -> None:
+    """A :data:`Report` for where nobody wants to know how far it is."""
 
 
 def is_id(name: str) -> bool:
@@ -189,12 +192,11 @@ def _find(model: str, places: list[Hub], report: Report) -> tuple[Hub, dict[str,
 
 
 def _check_room(folder: Path, files: dict[str, int]) -> None:
-    there = next(path for path in (folder, *folder.parents) if path.exists())
     needed = sum(files.values()) - _bytes_in(folder)
-    free = shutil.disk_usage(there).free
+    free = free_space(folder)
     if needed > free:
         raise UserError(
-            f"{folder}: 磁盘空间不够，还需 {needed / GIB:.1f} GiB，只剩 {free / GIB:.1f} GiB / the disk is too small: "
+            f"{folder}: 磁盘空间不够，还需 {disk_size(needed)}，只剩 {disk_size(free)} / the disk is too small: "
             "free some space or set HUANHUAN_MODELS to another disk"
         )
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from huanhuan.chat.arrival import Report, fetched, hubs, is_id, models_folder
+from huanhuan.chat.arrival import Report, fetched, hubs, is_id, models_folder, silent
 from huanhuan.errors import UserError
 from huanhuan.paths import MODELS, in_checkout
+from huanhuan.weight_files import indexed_files, safetensors_damage
 
 TRAINED, DEMO = "huanhuan", "huanhuan-demo"
 # The Chat-嬛嬛 that its authors published on ModelScope.
 PUBLISHED = "kmno4zx/huanhuan-chat-internlm2"
-# As the format itself limits it.
-_LONGEST_HEADER = 100_000_000
 
 
 class NoModel(UserError):
@@ -32,17 +30,13 @@ class NoModel(UserError):
         )
 
 
-def _silent(doing: str, share: float | None) -> None:
-    """Nobody wants to know how far it is."""
-
-
 def model_folder(
     wanted: str | None = None,
     environ: Mapping[str, str] = os.environ,
     models: Path = MODELS,
     *,
     gpu: bool = False,
-    report: Report = _silent,
+    report: Report = silent,
 ) -> Path:
     """The folder of the model to load, fetched first if need be.
 
@@ -90,7 +84,7 @@ def checked(folder: Path) -> Path:
     problems += [
         f"{path}: 文件不完整 / is damaged or cut short: merge or download it again"
         for path in sorted(folder.glob("*.safetensors"))
-        if not _whole(path)
+        if safetensors_damage(path)
     ]
     if problems:
         raise UserError(problems)
@@ -105,23 +99,8 @@ def _missing_shards(folder: Path) -> list[str]:
             return []
         if index.is_file():
             try:
-                named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                named = indexed_files(index)
+            except (OSError, ValueError):
                 return [index.name]
-            return sorted(str(name) for name in named if not (folder / str(name)).is_file())
+            return [name for name in named if not (folder / name).is_file()]
     return []
-
-
-def _whole(path: Path) -> bool:
-    """Whether a safetensors file is as long as its header says."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(size - 8, _LONGEST_HEADER):
-                return False
-            header = json.loads(file.read(length))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        return size == 8 + length + max(ends, default=0)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return False

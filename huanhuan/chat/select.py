@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Literal
 from urllib.parse import urlsplit
 
-from huanhuan.chat.arrival import Report
+from huanhuan.chat.arrival import Report, silent
 from huanhuan.chat.engine import Engine, EngineError
 from huanhuan.chat.model_folder import model_folder
 from huanhuan.cli import Terminated
@@ -56,11 +56,7 @@ def is_url(text: str) -> bool:
         return False
 
 
-def _silent(doing: str, share: float | None) -> None:
-    """Nobody wants to know how far it is."""
-
-
-def build(model: str | None = None, environ: Mapping[str, str] = os.environ, report: Report = _silent) -> Engine:
+def build(model: str | None = None, environ: Mapping[str, str] = os.environ, report: Report = silent) -> Engine:
     """The engine of :func:`choose`, ready to answer; takes as long as the model takes to arrive and to load.
 
     ``model`` is a folder or a hub's id, or the model's name for a server; ``report`` hears how far it is.

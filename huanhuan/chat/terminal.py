@@ -9,6 +9,7 @@ import sys
 
 import click
 
+from huanhuan.chat.arrival import silent
 from huanhuan.chat.engine import GREEDY, Engine, EngineError, Finish, Reply, Sampling
 from huanhuan.chat.guard import guard_wanted, guarded
 from huanhuan.chat.select import build
@@ -65,7 +66,8 @@ def chat(*, persona: str, model: str | None, say: str | None, verbose: bool = Fa
     card = load_persona(persona)
     guard_wanted()
     log_to_standard_error(verbose)
-    engine = guarded(build(model, report=show_progress if say is None else _silent))
+    # A line for a script: standard output and error are for the reply alone.
+    engine = guarded(build(model, report=show_progress if say is None else silent))
     try:
         if say is not None:
             return _say_once(engine, card, say, sampling)
@@ -78,10 +80,6 @@ def show_progress(doing: str, share: float | None) -> None:
     """One line for each step; how far a download is shows in the bars of the hub's own client."""
     if share is None:
         click.echo(doing, err=True)
-
-
-def _silent(doing: str, share: float | None) -> None:
-    """Standard output and error are for the reply alone."""
 
 
 def _say_once(engine: Engine, card: Persona, text: str, sampling: Sampling) -> int:

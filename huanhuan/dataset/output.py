@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from huanhuan.errors import Problems, UserError, os_errors_about
-from huanhuan.files import make_readable, missing_folders, remove_empty
+from huanhuan.files import make_readable, missing_folders, nearest_existing, remove_empty
 
 # What a folder gets; report.html only if it is wanted.
 TRAIN, VAL, REPORT, PAGE = FOLDER_FILES = ("train.jsonl", "val.jsonl", "report.json", "report.html")
@@ -38,8 +38,8 @@ def check_out(out: Path, inputs: Iterable[Path] = ()) -> None:
         raise UserError(
             f"{out}: 是文件而不是文件夹 / is a file, not a folder: choose another --out or end it in .jsonl"
         )
-    parent = next(each for each in (out, *out.absolute().parents) if each.exists())
-    if not parent.is_dir() and parent != out:
+    parent = nearest_existing(out)
+    if not parent.is_dir() and parent != out.absolute():
         raise UserError(f"{parent}: 是文件而不是文件夹 / is a file, not a folder: choose another --out")
     problems = Problems()
     places = [out] if is_one_file(out) else [out / name for name in FOLDER_FILES]

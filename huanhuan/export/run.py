@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from huanhuan.export.model_folder import (
 )
 from huanhuan.export.recipe import ExportRecipe, find_base_folder, load_recipe
 from huanhuan.export.weights import read_weights
-from huanhuan.files import new_folder
+from huanhuan.files import free_space, new_folder
 
 DTYPES = {"keep": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Configuration, code and tokenizer beside the weights.
@@ -144,8 +143,7 @@ def _protect(out: Path, needed: Path) -> None:
 
 
 def _check_space(out: Path, needed: int) -> None:
-    folder = next(each for each in (out.absolute(), *out.absolute().parents) if each.exists())
-    free = shutil.disk_usage(folder).free
+    free = free_space(out)
     if free < needed + SMALL_FILES:
         raise UserError(
             f"{out}: 磁盘空间不足，需要 {disk_size(needed + SMALL_FILES)}，剩余 {disk_size(free)} / "

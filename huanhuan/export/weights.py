@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from huanhuan.errors import Problems, UserError
+from huanhuan.weight_files import indexed_files
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -113,8 +114,8 @@ def read_weights(folder: Path) -> Weights:
 
 def _index_files(index: Path) -> list[str]:
     try:
-        files = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError):
+        files = indexed_files(index)
+    except ValueError:
         raise UserError(f"{index}: 索引损坏 / damaged index: 重新下载底模 / download the base again") from None
     if any(Path(file).name != file for file in files):
         raise UserError(f"{index}: 索引指向目录之外 / the index points outside its folder: download the base again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import zipfile
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huanhuan.errors import UserError
+from huanhuan.weight_files import indexed_files, safetensors_damage
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -97,26 +97,10 @@ def _archive_damage(file: Path, checksums: bool) -> str | None:
     return None if pickled else "not written by torch.save"
 
 
-def _safetensors_damage(file: Path, checksums: bool) -> str | None:
-    """The header says how long the file is; there are no checksums."""
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if not 2 <= length <= size - 8:
-            return "cut off"
-        try:
-            header = json.loads(opened.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return "unreadable header"
-    expected = 8 + length + max(ends, default=0)
-    return None if size == expected else f"{size} of {expected} bytes"
-
-
 _READERS: dict[str, Callable[[Path, bool], str | None]] = {
     ".pth": _archive_damage,
     ".pt": _archive_damage,
-    ".safetensors": _safetensors_damage,
+    ".safetensors": lambda file, checksums: safetensors_damage(file),
 }
 
 
@@ -126,9 +110,13 @@ def _missing_part(folder: Path) -> str | None:
     On a machine that shares no disk with the others only its own processes' parts are there.
     """
     for index in folder.glob("*.safetensors.index.json"):
-        for name in sorted(set(json.loads(index.read_text("utf-8")).get("weight_map", {}).values())):
-            if not (folder / name).is_file():
-                return f"{name} is missing"
+        try:
+            named = indexed_files(index)
+        except ValueError:
+            return f"{index.name}: unreadable index"
+        missing = next((name for name in named if not (folder / name).is_file()), None)
+        if missing is not None:
+            return f"{missing} is missing"
     parts: dict[str, set[int]] = {"optim": set(), "model": set()}
     for file in folder.glob("*zero_pp_rank_*_states.pt"):
         match = re.search(r"zero_pp_rank_(\d+)_.*_(optim|model)_states\.pt$", file.name)
@@ -136,8 +124,8 @@ def _missing_part(folder: Path) -> str | None:
             parts[match[2]].add(int(match[1]))
     optim, model = parts["optim"], parts["model"]
     expected = set(range(min(optim), max(optim) + 1)) if optim else set()
-    missing = expected - optim or (expected - model if model else set())
-    return f"the part of process {min(missing)} is missing" if missing else None
+    absent = expected - optim or (expected - model if model else set())
+    return f"the part of process {min(absent)} is missing" if absent else None
 
 
 def allow_own_checkpoints() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from huanhuan.errors import UserError, os_error_line
-from huanhuan.files import new_folder, write_text
+from huanhuan.files import free_space, new_folder, write_text
 from huanhuan.persona import load_persona
 from huanhuan.training.pretrain import PretrainSettings
 from huanhuan.training.pretrain_text import BaseTexts, read_base_texts
@@ -111,7 +110,7 @@ def _read_receipt(folder: Path) -> dict[str, Any]:
 
 def _check_space(out: Path) -> None:
     """Refuse before a minute of training what could not be saved after it."""
-    free = shutil.disk_usage(out.resolve().parent).free
+    free = free_space(out)
     if free < NEEDED_BYTES:
         raise UserError(
             f"{out}: 需要 {NEEDED_BYTES >> 20} MiB 磁盘，剩 {free >> 20} MiB / needs {NEEDED_BYTES >> 20} MiB of disk, "

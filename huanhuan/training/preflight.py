@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,16 @@ import click
 
 from huanhuan.dataset.validate import validate_file
 from huanhuan.errors import Problems, UserError, disk_size
+from huanhuan.files import free_space, nearest_existing
 from huanhuan.paths import ROOT, in_checkout
 from huanhuan.persona import load_persona
 from huanhuan.training.base import ENVIRONMENT, find_base, local_base
-from huanhuan.training.checkpoints import damage
 from huanhuan.training.machine import this_machine
 from huanhuan.training.memory import Shape, checkpoint_of
 from huanhuan.training.plan import known_shape, obstacles, shape_in
 from huanhuan.training.plan_data import count_data
 from huanhuan.training.plan_recipe import Length, Recipe, run_of, value_at
+from huanhuan.weight_files import indexed_files, safetensors_damage
 
 # Packages whose other versions are known not to run this; see the requirements files for the reasons.
 CRITICAL = ("transformers", "peft", "xtuner", "mmengine")
@@ -43,7 +42,7 @@ def check(path: Path, recipe: Any, work_dir: Path, *, gpus: int = 1, deepspeed: 
     name = recipe.pretrained_model_name_or_path
     try:
         shape = known_shape(name)
-        told = list(_memory_problems(path, recipe, shape, work_dir, gpus, deepspeed)) if shape else []
+        told = list(_memory_problems(path, recipe, shape, gpus, deepspeed)) if shape else []
     except UserError as error:
         shape, told = None, error.problems
     here = local_base(name) if shape else None
@@ -56,9 +55,12 @@ def check(path: Path, recipe: Any, work_dir: Path, *, gpus: int = 1, deepspeed: 
     base = Path(find_base(name))
     if shape is None:
         shape = shape_in(base)
-        for find in (_memory_problems, _disk_problems):
-            for problem in find(path, recipe, shape, work_dir, gpus, deepspeed):
-                problems.add(problem)
+        told = [
+            *_memory_problems(path, recipe, shape, gpus, deepspeed),
+            *_disk_problems(path, recipe, shape, work_dir, gpus, deepspeed),
+        ]
+        for problem in told:
+            problems.add(problem)
     for problem in _base_problems(base) if here is None else ():
         problems.add(problem)
     problems.raise_if_any()
@@ -110,39 +112,32 @@ def _base_problems(base: Path) -> Iterator[str]:
     files = sorted([*base.glob("*.safetensors"), *base.glob("pytorch_model*.bin")])
     for index in (*base.glob("*.safetensors.index.json"), *base.glob("pytorch_model*.index.json")):
         try:
-            named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError):
+            named = indexed_files(index)
+        except ValueError:
             yield f"{index}: 索引损坏 / damaged index: {advice}"
             continue
         if not any((base / name).is_file() for name in named) and files:
             continue  # an index of weights in the other format, which were not fetched
-        for name in sorted(named):
+        for name in named:
             if not (base / name).is_file():
                 yield f"{base / name}: 缺少权重文件 / weights missing: {advice}"
     if not files:
         yield f"{base}: 没有权重文件 / holds no weights: {advice}"
     for file in files:
-        wrong = damage(file) if file.suffix == ".safetensors" else None
+        wrong = safetensors_damage(file) if file.suffix == ".safetensors" else None
         if wrong is not None:
             yield f"{file}: 权重损坏 / damaged weights ({wrong}): {advice}"
 
 
 def _folder_problems(work_dir: Path) -> Iterator[str]:
-    there = _nearest(work_dir)
+    there = nearest_existing(work_dir)
     if not there.is_dir():
         yield f"{there}: 是文件而不是目录 / is a file, not a folder: 换一个 --work-dir / choose another"
     elif not os.access(there, os.W_OK):
         yield f"{there}: 没有写权限 / may not be written: 换一个 --work-dir / choose another"
 
 
-def _nearest(path: Path) -> Path:
-    """``path``, or what there is of it already."""
-    return next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
-
-
-def _memory_problems(
-    path: Path, recipe: Any, shape: Shape, work_dir: Path, gpus: int, deepspeed: str | None
-) -> Iterator[str]:
+def _memory_problems(path: Path, recipe: Any, shape: Shape, gpus: int, deepspeed: str | None) -> Iterator[str]:
     """What tools/plan.py says of this machine, and that it is the place to look."""
     try:
         read = Recipe.of(path, recipe)
@@ -158,7 +153,7 @@ def _disk_problems(
     path: Path, recipe: Any, shape: Shape, work_dir: Path, gpus: int, deepspeed: str | None
 ) -> Iterator[str]:
     """The disk must hold the checkpoints that are kept at a time."""
-    disk = shutil.disk_usage(_nearest(work_dir)).free
+    disk = free_space(work_dir)
     try:
         needed = checkpoint_space(Recipe.of(path, recipe), shape, gpus=gpus, deepspeed=deepspeed)
     except UserError:

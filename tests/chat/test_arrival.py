@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from huanhuan.chat import arrival, model_folder
+from huanhuan.chat import model_folder
 from huanhuan.chat.arrival import MANIFEST, fetched, hubs, is_id, missing_files, wanted_files
 from huanhuan.errors import UserError
 
@@ -126,7 +127,7 @@ def test_the_next_place_is_asked_and_then_it_is_one_line(tmp_path: Path) -> None
 
 def test_a_disk_too_small_is_told_before_the_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = FakeHub()
-    monkeypatch.setattr(arrival.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(UserError, match="HUANHUAN_MODELS"):
         fetched("owner/model", [hub], tmp_path, quiet)
     assert not hub.asked

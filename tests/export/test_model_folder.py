@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from huanhuan import template
 from huanhuan.errors import UserError
-from huanhuan.export import run
 from huanhuan.export.model_folder import load_tokenizer
 from huanhuan.export.run import export
 
@@ -205,7 +204,7 @@ def test_a_full_disk_is_noticed_before_writing(
     class Usage:
         free = 2**20
 
-    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage)
     with pytest.raises(UserError, match="disk space"):
         full_merge(tiny_base, tmp_path, load_file(tiny_base / "model.safetensors"))
     assert not (tmp_path / "merged").exists()
