@@ -45,12 +45,12 @@ def main(
     guard_wanted()
     log_to_standard_error(verbose)
     # What is wrong with the file is told before a model has been loaded for it.
-    length = len(list(prompts(file))[:most])
+    asked = list(prompts(file))[:most]
     engine = build(model)
     try:
         click.echo(f"{engine.label} · {engine.model}")
-        with click.progressbar(length=length, label=file, file=sys.stderr) as bar:
-            result = answered(file, engine, sampling, most=most, progress=lambda done, of: bar.update(1))
+        with click.progressbar(length=len(asked), label=file, file=sys.stderr) as bar:
+            result = answered(asked, engine, sampling, progress=lambda done, of: bar.update(1))
     finally:
         engine.close()
     if out:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from huanhuan.template import Message, record_messages
 
 # How many prompts are answered, and of how many.
 Progress = Callable[[int, int], None]
+# What is asked, and the reply that stands in the file.
+Prompt = tuple[tuple[Message, ...], str]
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Answers:
         write_text(path, "".join(f"{line}\n" for line in lines))
 
 
-def prompts(path: Path | str) -> Iterator[tuple[tuple[Message, ...], str]]:
+def prompts(path: Path | str) -> Iterator[Prompt]:
     """Every prompt of a training file with the reply that stands there.
 
     A record is cut before each reply; the earlier replies of a prompt are the file's own, whatever an engine
@@ -102,22 +104,19 @@ def prompts(path: Path | str) -> Iterator[tuple[tuple[Message, ...], str]]:
 
 
 def answered(
-    path: Path | str,
+    asked: Sequence[Prompt],
     engine: Engine,
     sampling: Sampling = GREEDY,
     *,
-    most: int | None = None,
     progress: Progress = lambda done, of: None,
     environ: Mapping[str, str] = os.environ,
 ) -> Answers:
-    """Let ``engine``, behind the guard, answer the first ``most`` prompts of ``path``, all of them by default.
+    """Let ``engine``, behind the guard, answer what :func:`prompts` found in a file.
 
     As many are asked at a time as the engine has slots. ``HUANHUAN_GUARD=off`` leaves the guard out.
 
-    Raises: UserError with every problem of the file; EngineError if the engine fails or a prompt is too long,
-    with every reply that still runs stopped.
+    Raises: EngineError if the engine fails or a prompt is too long, with every reply that still runs stopped.
     """
-    asked = list(prompts(path))[:most]
     watched = guarded(engine, environ)
     result = Answers()
     for place, reply in enumerate(_replies((prompt for prompt, _ in asked), watched, sampling)):

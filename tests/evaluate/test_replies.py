@@ -22,7 +22,7 @@ from huanhuan.chat.engine import GREEDY, EngineError, Sampling  # noqa: E402
 from huanhuan.chat.transformers_engine import TransformersEngine  # noqa: E402
 from huanhuan.errors import UserError  # noqa: E402
 from huanhuan.evaluate.metrics import chrf  # noqa: E402
-from huanhuan.evaluate.replies import answered, prompts  # noqa: E402
+from huanhuan.evaluate.replies import Prompt, answered, prompts  # noqa: E402
 from huanhuan.template import encode  # noqa: E402
 
 RECORDS: list[list[dict[str, str]]] = [
@@ -36,6 +36,11 @@ def held_out(tmp_path: Path) -> Path:
     path = tmp_path / "val.jsonl"
     path.write_text("".join(json.dumps({"conversation": each}, ensure_ascii=False) + "\n" for each in RECORDS), "utf-8")
     return path
+
+
+@pytest.fixture
+def asked(held_out: Path) -> list[Prompt]:
+    return list(prompts(held_out))
 
 
 def by_heart(**other: str) -> Callable[[Any], str]:
@@ -54,10 +59,10 @@ def test_every_reply_of_the_file_is_asked_for_after_its_true_history(held_out: P
 
 
 @pytest.mark.parametrize("slots", [1, 2, 8])
-def test_answers_come_in_the_order_of_the_file_with_their_scores(held_out: Path, slots: int) -> None:
+def test_answers_come_in_the_order_of_the_file_with_their_scores(asked: list[Prompt], slots: int) -> None:
     engine = FakeEngine(by_heart(**{"什么花？": "牡丹。"}), slots=slots, delay=0.002)
     heard: list[tuple[int, int]] = []
-    result = answered(held_out, engine, progress=lambda done, of: heard.append((done, of)))
+    result = answered(asked, engine, progress=lambda done, of: heard.append((done, of)))
     assert [(each.reply, each.reference) for each in result.answers] == [
         ("种花的人。", "种花的人。"),
         ("牡丹。", "海棠。"),
@@ -67,11 +72,13 @@ def test_answers_come_in_the_order_of_the_file_with_their_scores(held_out: Path,
     assert result.chrf == pytest.approx(sum(each.chrf for each in result.answers) / 3)
     assert heard == [(1, 3), (2, 3), (3, 3)] and not result.problems and engine.most_busy <= slots
     assert all(sampling == GREEDY for _, sampling in engine.seen)
-    asked = [[each["content"] for each in messages] for messages, _ in engine.seen]
-    assert ["花匠", "你是谁？", "种花的人。", "什么花？"] in asked, "the history is the file's, not what was answered"
+    contents = [[each["content"] for each in messages] for messages, _ in engine.seen]
+    assert ["花匠", "你是谁？", "种花的人。", "什么花？"] in contents, (
+        "the history is the file's, not what was answered"
+    )
 
 
-def test_the_guard_works_here_too_and_its_counts_are_returned(held_out: Path) -> None:
+def test_the_guard_works_here_too_and_its_counts_are_returned(asked: list[Prompt]) -> None:
     said: list[str] = []
 
     def answer(messages: Any) -> str:
@@ -80,21 +87,21 @@ def test_the_guard_works_here_too_and_its_counts_are_returned(held_out: Path) ->
             return "好的，" * 90
         return "作为一个AI语言模型，我……" if said.count(messages[-1]["content"]) == 1 else "好。"
 
-    result = answered(held_out, FakeEngine(answer))
+    result = answered(asked, FakeEngine(answer))
     assert result.problems == {"role": 2, "loop": 1} and result.kept == 1
     assert [each.finish for each in result.answers] == ["stop", "stop", "cut"]
     assert [each.reply for each in result.answers[:2]] == ["好。", "好。"]
-    plain = answered(held_out, FakeEngine(by_heart(**{"你是谁？": "我是AI。"})), environ={"HUANHUAN_GUARD": "off"})
+    plain = answered(asked, FakeEngine(by_heart(**{"你是谁？": "我是AI。"})), environ={"HUANHUAN_GUARD": "off"})
     assert plain.answers[0].reply == "我是AI。" and not plain.problems
 
 
-def test_the_first_prompts_are_enough(held_out: Path) -> None:
+def test_the_first_prompts_are_enough(asked: list[Prompt]) -> None:
     engine = FakeEngine(by_heart())
-    assert len(answered(held_out, engine, most=2).answers) == 2 == len(engine.seen)
-    assert answered(held_out, engine, most=0).chrf == 0
+    assert len(answered(asked[:2], engine).answers) == 2 == len(engine.seen)
+    assert answered([], engine).chrf == 0
 
 
-def test_a_failing_engine_stops_what_still_runs(held_out: Path) -> None:
+def test_a_failing_engine_stops_what_still_runs(held_out: Path, asked: list[Prompt]) -> None:
     class Failing(FakeEngine):
         def _write(self, reply: Any, messages: Any, sampling: Any) -> Any:
             self.fault = "raise" if messages[-1]["content"] == "你是谁？" else "hang"
@@ -102,9 +109,9 @@ def test_a_failing_engine_stops_what_still_runs(held_out: Path) -> None:
 
     engine = Failing(slots=3)
     with pytest.raises(EngineError):
-        answered(held_out, engine)
+        answered(asked, engine)
     with pytest.raises(UserError, match="nowhere"):
-        answered(held_out.with_name("nowhere.jsonl"), engine)
+        list(prompts(held_out.with_name("nowhere.jsonl")))
 
 
 @pytest.fixture(scope="module")
@@ -114,20 +121,20 @@ def engine(tiny_base: Path) -> Iterator[TransformersEngine]:
     built.close()
 
 
-def test_the_real_engine_answers_the_project_s_own_file(engine: TransformersEngine, held_out: Path) -> None:
+def test_the_real_engine_answers_the_project_s_own_file(engine: TransformersEngine, asked: list[Prompt]) -> None:
     sampling = Sampling(temperature=0, max_new_tokens=6)
-    first, second = answered(held_out, engine, sampling), answered(held_out, engine, sampling)
+    first, second = answered(asked, engine, sampling), answered(asked, engine, sampling)
     assert len(first.answers) == 3 and all(0 <= each.chrf <= 100 for each in first.answers)
-    unguarded = [each.reply for each in answered(held_out, engine, sampling, environ={"HUANHUAN_GUARD": "off"}).answers]
+    unguarded = [each.reply for each in answered(asked, engine, sampling, environ={"HUANHUAN_GUARD": "off"}).answers]
     assert unguarded == [engine.reply(each.prompt, sampling).result() for each in first.answers]
     assert first.problems == second.problems and len(encode(engine.tokenizer, first.answers[1].prompt)) > 20
-    ours = answered(ROOT / "data/huanhuan/val.jsonl", engine, sampling, most=2)
+    ours = answered(list(prompts(ROOT / "data/huanhuan/val.jsonl"))[:2], engine, sampling)
     assert len(ours.answers) == 2 and ours.answers[0].prompt[0]["role"] == "system"
 
 
-def test_the_report_says_what_the_guard_found_and_the_worst_replies(held_out: Path, tmp_path: Path) -> None:
+def test_the_report_says_what_the_guard_found_and_the_worst_replies(asked: list[Prompt], tmp_path: Path) -> None:
     engine = FakeEngine(by_heart(**{"什么花？": "好的，" * 90, "你是谁？": "我是种花的。"}))
-    result = answered(held_out, engine)
+    result = answered(asked, engine)
     told = result.report(shown=1)
     assert told.splitlines()[:3] == [
         f"3 句回复 / replies, chrF {result.chrf:.1f}",
@@ -139,7 +146,7 @@ def test_the_report_says_what_the_guard_found_and_the_worst_replies(held_out: Pa
     lines = [json.loads(line) for line in (tmp_path / "out/replies.jsonl").read_text("utf-8").splitlines()]
     assert [line["reference"] for line in lines] == ["种花的人。", "海棠。", "那便不浇花了。"]
     assert lines[1]["messages"][-1] == {"role": "user", "content": "什么花？"} and lines[1]["finish"] == "cut"
-    assert "guard: off" in answered(held_out, engine, environ={"HUANHUAN_GUARD": "off"}).report()
+    assert "guard: off" in answered(asked, engine, environ={"HUANHUAN_GUARD": "off"}).report()
 
 
 def test_the_tool_answers_a_file_with_a_real_model(held_out: Path, tiny_base: Path, tmp_path: Path) -> None:
