@@ -67,11 +67,6 @@ class Shelf(Generic[Page]):
             self._tidy()
             return page.key in self._kept
 
-    def drop(self, page: Page) -> None:
-        """Keep ``page`` no longer."""
-        with self._lock:
-            self._kept.pop(page.key, None)
-
     def find(self, key: str, owner: str) -> Page | None:
         """The page with this key, if it is kept and belongs to ``owner``."""
         with self._lock:
