@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,10 +206,28 @@ def _panel(axes: Axes, curves: Curves, name: str, title: str, marker: str = "") 
 
 def chinese_font() -> str | None:
     """The name of an installed font that holds Chinese, None if there is none."""
-    from matplotlib import font_manager
+    from matplotlib.font_manager import fontManager
 
-    installed = {font.name for font in font_manager.fontManager.ttflist}
+    found = _first_of_ours(font.name for font in fontManager.ttflist)
+    return found or _first_of_ours(_new_fonts())
+
+
+def _first_of_ours(names: Iterable[str]) -> str | None:
+    installed = set(names)
     return next((name for name in CJK_FONTS if name in installed), None)
+
+
+def _new_fonts() -> Iterator[str]:
+    """The fonts that were installed after matplotlib made its list, which it keeps on disk and never renews."""
+    from matplotlib.font_manager import findSystemFonts, fontManager
+
+    known = {font.fname for font in fontManager.ttflist}
+    for file in findSystemFonts():
+        if file not in known:
+            # FreeType refuses what is no font, bitmaps for instance.
+            with suppress(RuntimeError, OSError):
+                fontManager.addfont(file)
+                yield fontManager.ttflist[-1].name
 
 
 def plot(work_dir: Path, out: Path) -> Curves:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib import font_manager
 
 from huanhuan.errors import UserError
 from huanhuan.training import curves
@@ -114,6 +117,23 @@ def test_labels_are_chinese_only_where_a_font_has_them(monkeypatch: pytest.Monke
     titles = [axes.get_title() for axes in figure.axes]
     assert all(title.isascii() for title in titles), titles
     assert not [each for each in recwarn if "Glyph" in str(each.message)]
+
+
+def test_a_font_installed_after_matplotlib_made_its_list_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = font_manager.fontManager.ttflist
+    mono = next(font for font in listed if font.name == "DejaVu Sans Mono")
+    new = tmp_path / "new.ttf"
+    shutil.copy(Path(matplotlib.get_data_path()) / "fonts/ttf" / Path(mono.fname).name, new)
+    (tmp_path / "none.ttf").write_bytes(b"no font")
+    monkeypatch.setattr(curves, "CJK_FONTS", ("Other", "DejaVu Sans Mono"))
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [font for font in listed if font.name != mono.name])
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(tmp_path / "none.ttf")])
+    assert curves.chinese_font() is None
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(tmp_path / "none.ttf"), str(new)])
+    assert curves.chinese_font() == "DejaVu Sans Mono"
+    assert font_manager.findfont("DejaVu Sans Mono", fallback_to_default=False) == str(new)
 
 
 def test_an_unknown_kind_of_picture_is_refused_before_anything_is_read(tmp_path: Path) -> None:
