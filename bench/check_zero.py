@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO-2, ZeRO-3 and their offloading on one GPU against training without it: the same losses.
+"""DeepSpeed ZeRO-2, ZeRO-3 and their offloading on one GPU, or a CPU, against training without it: the same losses.
 
     python bench/random_base.py /somewhere/base4 --layers 4
     python bench/check_zero.py --base /somewhere/base4 --out bench/results
@@ -6,6 +6,8 @@
 Full and LoRA, as `xtuner train … --deepspeed …` runs them, in packs of 2,048. DeepSpeed keeps a float32 copy of
 the weights it trains and the plain run of the full recipe a compensated bfloat16 one, so the losses agree within
 bfloat16's rounding; the first of each is the same computation. Exit code 1 if one is further off.
+
+Without a GPU all of them train in float32, in which DeepSpeed keeps a partitioned model there whatever its dtype.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import time
 from pathlib import Path
 
 import click
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -49,6 +52,8 @@ def run(recipe: str, stage: str | None, base: Path, folder: Path, log: Path) -> 
     work = folder / f"{recipe}-{stage}"
     command = [sys.executable, "-m", "huanhuan.training.run_xtuner", str(ROOT / "configs" / f"{recipe}.py")]
     command += ["--work-dir", str(work), *(["--deepspeed", stage] if stage else []), "--cfg-options", *OPTIONS]
+    if not torch.cuda.is_available():
+        command.append("model.llm.torch_dtype=float32")
     for loader, name in (("train", "train"), ("val", "val")):
         command.append(f"{loader}_dataloader.dataset.path={folder / name}.jsonl")
     environment = os.environ | {"HUANHUAN_BASE": str(base), "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
