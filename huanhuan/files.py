@@ -88,7 +88,7 @@ def nearest_existing(path: Path) -> Path:
 
 def free_space(path: Path) -> int:
     """Free bytes of the disk that ``path`` is or will be on."""
-    return shutil.disk_usage(nearest_existing(path)).free
+    return shutil.disk_usage(nearest_existing(path.resolve())).free
 
 
 def missing_folders(folder: Path) -> list[Path]:

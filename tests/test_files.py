@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,15 @@ from typing import Any
 import pytest
 
 from huanhuan.errors import UserError
-from huanhuan.files import MARKERS, new_folder, remove_empty, write_bytes, write_text
+from huanhuan.files import (
+    MARKERS,
+    free_space,
+    nearest_existing,
+    new_folder,
+    remove_empty,
+    write_bytes,
+    write_text,
+)
 from huanhuan.paths import ROOT
 
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
@@ -273,3 +282,23 @@ def test_only_empty_folders_are_removed(tmp_path: Path) -> None:
     (tmp_path / "a/mine").write_text("mine", "utf-8")
     remove_empty([tmp_path / "a/b/c", tmp_path / "a/b", tmp_path / "a", tmp_path / "none"])
     assert tree(tmp_path) == {"a/mine": "mine"}
+
+
+def test_the_disk_is_that_of_what_there_is_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert nearest_existing(Path("a/b/c")) == tmp_path
+    (tmp_path / "a").mkdir()
+    assert nearest_existing(Path("a/b/c")) == tmp_path / "a"
+    (tmp_path / "file").touch()
+    assert nearest_existing(Path("file")) == nearest_existing(Path("file/x")) == tmp_path / "file"
+
+
+def test_the_disk_of_a_link_is_that_of_what_it_points_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (tmp_path / "models").symlink_to(other / "not/yet")
+    usage = shutil.disk_usage(tmp_path)
+    asked: list[Path] = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or usage._replace(free=7))
+    assert free_space(tmp_path / "models" / "huanhuan") == 7
+    assert asked == [other]
