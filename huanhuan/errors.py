@@ -36,6 +36,10 @@ class Problems:
         """Remember one problem, a single line."""
         self.found.append(problem)
 
+    def extend(self, problems: Iterable[str]) -> None:
+        """Remember several."""
+        self.found.extend(problems)
+
     def raise_if_any(self) -> None:
         """Raise UserError with every problem added so far; do nothing if there is none."""
         if self.found:

@@ -22,9 +22,11 @@ def test_problems_are_raised_together_and_none_is_no_error() -> None:
     problems.raise_if_any()
     problems.add("first")
     problems.add("second")
+    problems.extend(each for each in ("third", "fourth"))
+    problems.extend([])
     with pytest.raises(UserError) as error:
         problems.raise_if_any()
-    assert error.value.problems == ["first", "second"]
+    assert error.value.problems == ["first", "second", "third", "fourth"]
 
 
 def test_a_line_says_which_path_what_and_what_next() -> None:

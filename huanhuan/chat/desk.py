@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from huanhuan.chat.engine import Engine, EngineError, Reply, Sampling, whole_setting
 from huanhuan.chat.hourly import Hourly
-from huanhuan.errors import UserError
+from huanhuan.errors import Problems, UserError
 from huanhuan.template import Message
 
 logger = logging.getLogger("huanhuan.chat")
@@ -42,7 +42,7 @@ class Limits:
         Raises: UserError with every one that is no number.
         """
         values: dict[str, int] = {}
-        problems: list[str] = []
+        problems = Problems()
         for name, field in (
             ("HUANHUAN_QUEUE", "queue"),
             ("HUANHUAN_HOURLY", "hourly"),
@@ -51,9 +51,8 @@ class Limits:
             try:
                 values[field] = whole_setting(name, getattr(cls, field), environ)
             except UserError as error:
-                problems += error.problems
-        if problems:
-            raise UserError(problems)
+                problems.extend(error.problems)
+        problems.raise_if_any()
         return cls(**values)  # type: ignore[arg-type]
 
 

@@ -330,7 +330,6 @@ def convert(sources: Sequence[Path | str], options: Options) -> Result:
                     read_script(source, conversion.speakers, encoding=options.encoding, layout=options.layout)
                 )
         except UserError as error:
-            for problem in error.problems:
-                problems.add(problem)
+            problems.extend(error.problems)
     problems.raise_if_any()
     return conversion.finish()

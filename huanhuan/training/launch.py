@@ -72,9 +72,9 @@ def train(launch: Launch) -> Path | None:
     processes = processes_of(launch)
     path = find_recipe(launch.recipe)
     recipe = load_recipe(path, launch.overrides)
-    untouched = load_recipe(path).to_dict() if launch.overrides else {}
-    for note in options_without_effect(untouched, launch.overrides):
-        click.echo(f"提示 / note: {note}", err=True)
+    if launch.overrides:
+        for note in options_without_effect(load_recipe(path).to_dict(), launch.overrides):
+            click.echo(f"提示 / note: {note}", err=True)
     work_dir = work_dir_of(path, recipe, launch.work_dir)
     resume = checkpoint_to_resume(launch.resume, work_dir)
     if processes.nodes > 1:

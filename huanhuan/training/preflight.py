@@ -37,8 +37,7 @@ def check(path: Path, recipe: Any, work_dir: Path, *, gpus: int = 1, deepspeed: 
     """
     problems = Problems()
     for find in (_data_problems, _version_problems):
-        for problem in find(recipe):
-            problems.add(problem)
+        problems.extend(find(recipe))
     name = recipe.pretrained_model_name_or_path
     try:
         shape = known_shape(name)
@@ -46,23 +45,21 @@ def check(path: Path, recipe: Any, work_dir: Path, *, gpus: int = 1, deepspeed: 
     except UserError as error:
         shape, told = None, error.problems
     here = local_base(name) if shape else None
-    base_told = _base_problems(here) if here else []
-    disk_told = _disk_problems(path, recipe, shape, work_dir, gpus, deepspeed) if shape else []
-    for problem in (*told, *base_told, *_folder_problems(work_dir), *disk_told):
-        problems.add(problem)
+    problems.extend(told)
+    if here:
+        problems.extend(_base_problems(here))
+    problems.extend(_folder_problems(work_dir))
+    if shape:
+        problems.extend(_disk_problems(path, recipe, shape, work_dir, gpus, deepspeed))
     # Nothing is fetched for a run that cannot be.
     problems.raise_if_any()
     base = Path(find_base(name))
     if shape is None:
         shape = shape_in(base)
-        told = [
-            *_memory_problems(path, recipe, shape, gpus, deepspeed),
-            *_disk_problems(path, recipe, shape, work_dir, gpus, deepspeed),
-        ]
-        for problem in told:
-            problems.add(problem)
-    for problem in _base_problems(base) if here is None else ():
-        problems.add(problem)
+        problems.extend(_memory_problems(path, recipe, shape, gpus, deepspeed))
+        problems.extend(_disk_problems(path, recipe, shape, work_dir, gpus, deepspeed))
+    if here is None:
+        problems.extend(_base_problems(base))
     problems.raise_if_any()
     click.echo(f"检查通过 / checked: {path.name}", err=True)
     return {ENVIRONMENT: str(base)}
