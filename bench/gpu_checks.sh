@@ -32,7 +32,7 @@ check() { # NAME COMMAND…
 [ $# -gt 0 ] || set -- serve zero layers loss ranks
 for name; do
     case $name in
-    serve) HUANHUAN_LMDEPLOY_BACKEND=pytorch check serve $python bench/serve.py "$(base base)" ;;
+    serve) HUANHUAN_LMDEPLOY_BACKEND=pytorch check serve $python bench/serve.py "$(base base)" --out "$results" ;;
     zero) check zero $python bench/check_zero.py --base "$(base layers4 --layers 4)" --out "$results" ;;
     layers) check layers $python bench/check_gpu.py --base "$(base layers2 --layers 2)" --out "$results" ;;
     loss) check loss $python bench/first_loss.py --base "$(base base)" ;;

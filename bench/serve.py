@@ -10,6 +10,7 @@ HUANHUAN_LMDEPLOY_BACKEND=pytorch python bench/serve.py models/huanhuan
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 import time
@@ -206,7 +207,12 @@ def verdict(timings: Mapping[str, Sequence[Timing]], tolerance: float) -> str:
 @click.option("--tokens", default=512, show_default=True, help="每次生成的词数 / tokens per reply.")
 @click.option("--repeats", default=8, show_default=True, help="每种方式的次数 / replies each way.")
 @click.option("--tolerance", default=0.05, show_default=True, help="允许的差距 / allowed difference.")
-def main(model: str, tokens: int, repeats: int, tolerance: float) -> None:
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="每次的用时写到这里的 serve.json / every timing goes to its serve.json.",
+)
+def main(model: str, tokens: int, repeats: int, tolerance: float, out: Path | None) -> None:
     """比较页面与直接调用 LMDeploy / compare the page with LMDeploy called directly."""
     from huanhuan.chat.lmdeploy_engine import LMDeployEngine
     from huanhuan.chat.model_folder import model_folder
@@ -229,6 +235,10 @@ def main(model: str, tokens: int, repeats: int, tolerance: float) -> None:
             repeats,
         )
         click.echo(table(timings))
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
+            rows = {name: [timing._asdict() for timing in each] for name, each in timings.items()}
+            (out / "serve.json").write_text(json.dumps(rows, indent=1))
         free, again = stop_all(desk, engine, engine.context_tokens // 2)
         click.echo(
             f"\nstop: {engine.slots} replies, all slots free after {free * 1000:.0f} ms; "
