@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import logging
+import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,11 +14,15 @@ from bitsandbytes.optim import AdamW8bit
 from torch import Tensor
 from torch.nn import functional as F
 
+logger = logging.getLogger(__name__)
+
 # Values that share a scale in bitsandbytes' 8-bit states.
 BLOCK = 256
 # Weights that are updated at a time: both moments of them are in float32 then. More than any layer has; DeepSpeed
 # hands over all weights of a process as one, and bitsandbytes' own kernel counts them in 32 bits.
 PART = 2**29
+# So many weights on a CPU, where DeepSpeed's offloading puts them, are worth the seconds of compiling their step.
+LARGE = 2**24
 
 
 class CompensatedAdamW8bit(AdamW8bit):
@@ -67,7 +74,7 @@ class CompensatedAdamW8bit(AdamW8bit):
         beta1, beta2 = config["betas"][:2]
         correction1, correction2 = 1 - beta1 ** state["step"], (1 - beta2 ** state["step"]) ** 0.5
         step = functools.partial(
-            _compiled(_fused_step) if p.device.type == "cuda" else _fused_step,
+            _step_for(p),
             map1=state["qmap1"],
             map2=state["qmap2"],
             # Tensors, because a compiled kernel would be compiled anew for every other number.
@@ -85,10 +92,11 @@ class CompensatedAdamW8bit(AdamW8bit):
             "codes2": state["state2"],
         }
         flat = {name: each if each is None else each.view(-1) for name, each in values.items()}
-        for start in range(0, p.numel(), PART):
-            part = {name: each if each is None else each[start : start + PART] for name, each in flat.items()}
-            blocks = slice(start // BLOCK, (start + PART) // BLOCK)
-            _in_blocks(step, part, {name: state[name][blocks] for name in ("absmax1", "absmax2")})
+        with _every_core() if p.device.type == "cpu" else contextlib.nullcontext():
+            for start in range(0, p.numel(), PART):
+                part = {name: each if each is None else each[start : start + PART] for name, each in flat.items()}
+                blocks = slice(start // BLOCK, (start + PART) // BLOCK)
+                _in_blocks(step, part, {name: state[name][blocks] for name in ("absmax1", "absmax2")})
 
     def _update_apart(self, group: dict[str, Any], p: Any, gindex: int, pindex: int) -> None:
         """The same by bitsandbytes' own step on the float32 sum of weight and remainder."""
@@ -203,11 +211,68 @@ def dynamic_code(values: Tensor, *, signed: bool) -> Tensor:
 
 
 def _split(joined: Tensor, weights: Tensor, remainder: Tensor) -> None:
-    rounded = joined.to(weights.dtype)
+    rounded = _rounded(joined, weights.dtype)
     weights.copy_(rounded)
-    remainder.copy_(joined - rounded.float())
+    remainder.copy_(joined - rounded)
+
+
+def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """``values``, float32, rounded to what ``dtype`` can hold, ties to even, and still in float32.
+
+    To bfloat16 by the bits: a compiler is free to leave a cast and the cast back out, and torch.compile does, so
+    that nothing is rounded and no remainder is left.
+    """
+    if dtype != torch.bfloat16:
+        return values.to(dtype).float()
+    bits = values.view(torch.int32)
+    # A NaN stays one, since its first mantissa bit is the one that is set.
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & ~0xFFFF).view(torch.float32)
+
+
+def _step_for(weights: Tensor) -> Callable[..., None]:
+    """The fused step as ``weights`` take it: compiled on a GPU, and for many weights on a CPU."""
+    if weights.dtype == torch.float16:  # its rounding would be compiled away
+        return _fused_step
+    if weights.device.type == "cuda":
+        return _compiled()
+    return _compiled_for_cpu() if weights.numel() >= LARGE else _fused_step
 
 
 @functools.cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=True)
+def _compiled() -> Callable[..., None]:
+    return torch.compile(_fused_step, dynamic=True)
+
+
+@functools.cache
+def _compiled_for_cpu() -> Callable[..., None]:
+    """The compiled step if a few blocks can be compiled here, which takes a C++ compiler, else the step itself."""
+    step = _compiled()
+    blocks = {name: torch.zeros(2, BLOCK) for name in ("weights", "gradient")}
+    codes = {name: torch.zeros(2, BLOCK, dtype=torch.uint8) for name in ("codes1", "codes2")}
+    scales = {name: torch.zeros(2) for name in ("absmax1", "absmax2")}
+    maps = {name: torch.zeros(256) for name in ("map1", "map2")}
+    numbers = {name: torch.tensor(1.0) for name in ("rate", "eps", "decay")}
+    try:
+        with _every_core():  # the number of threads is compiled in
+            step(remainder=None, beta1=0.9, beta2=0.999, **blocks, **codes, **scales, **maps, **numbers)
+    except Exception as error:  # whatever a compiler, or the lack of one, raises
+        reason = " ".join(str(error).split())[:160]
+        logger.warning(
+            "优化器的一步编译不了，CPU 上会慢几十倍：请安装 g++ 和 Python 头文件 / the optimiser's step cannot be compiled and "
+            "takes tens of times as long on the CPU: install g++ and Python's headers (%s)",
+            reason,
+        )
+        return _fused_step
+    return step
+
+
+@contextlib.contextmanager
+def _every_core() -> Iterator[None]:
+    """With this process's share of the machine's cores: torchrun leaves each process a single thread."""
+    threads = torch.get_num_threads()
+    share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(max(threads, share))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

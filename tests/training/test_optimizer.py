@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -190,6 +193,83 @@ def test_one_kernel_serves_every_shape_and_learning_rate() -> None:
             torch.testing.assert_close(given_states[name], same[name])
     assert counter.frame_count == 1
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def compiler() -> Iterator[None]:
+    """A C++ compiler, and nothing that other tests compiled."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("no C++ compiler")
+    torch._dynamo.reset()
+    optimizer._compiled.cache_clear()
+    optimizer._compiled_for_cpu.cache_clear()
+    yield
+    optimizer._compiled.cache_clear()
+    optimizer._compiled_for_cpu.cache_clear()
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("compiler")
+def test_a_real_compiler_keeps_what_rounding_leaves_out() -> None:
+    """torch.compile drops a cast to bfloat16 and back, and with it every remainder."""
+    given_states, same = states(0), states(0)
+    torch.compile(_fused_step, dynamic=True)(**given_states, **NUMBERS)
+    _fused_step(**same, **NUMBERS)
+    assert float(given_states["remainder"].abs().max()) > 1e-4
+    for name in same:
+        torch.testing.assert_close(given_states[name], same[name], rtol=2**-8, atol=1e-8)
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_weights_on_a_cpu_take_the_compiled_step(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, small, _ = train(CompensatedAdamW8bit, dtype, (5, 1000))
+    monkeypatch.setattr(optimizer, "LARGE", 0)
+    _, large, _ = train(CompensatedAdamW8bit, dtype, (5, 1000))
+    assert optimizer._step_for(large) is optimizer._compiled()
+    torch.testing.assert_close(large, small, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5, atol=1e-7)
+
+
+def test_a_machine_that_cannot_compile_says_so_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(**_: Any) -> None:
+        raise RuntimeError("no g++\nanywhere")
+
+    monkeypatch.setattr(optimizer, "LARGE", 0)
+    monkeypatch.setattr(optimizer, "_compiled", lambda: fails)
+    optimizer._compiled_for_cpu.cache_clear()
+    try:
+        before, exact, _ = train(torch.optim.AdamW, torch.float32)
+        _, own, _ = train(CompensatedAdamW8bit, torch.float32)
+    finally:
+        optimizer._compiled_for_cpu.cache_clear()
+    assert off(own, exact, before) < 0.02
+    assert len(caplog.messages) == 1 and "install g++" in caplog.text and "(no g++ anywhere)" in caplog.text
+
+
+@pytest.mark.parametrize(("given_threads", "processes", "used"), [(1, 1, 8), (1, 4, 2), (3, 4, 3), (1, 16, 1)])
+def test_a_process_takes_its_share_of_the_cores(
+    given_threads: int, processes: int, used: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    before = torch.get_num_threads()
+    torch.set_num_threads(given_threads)
+    try:
+        with optimizer._every_core():
+            assert torch.get_num_threads() == used
+        assert torch.get_num_threads() == given_threads
+    finally:
+        torch.set_num_threads(before)
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=50))
+def test_rounding_by_bits_is_the_cast_s(values: list[float]) -> None:
+    wide = torch.tensor(values, dtype=torch.float32)
+    got, want = optimizer._rounded(wide, torch.bfloat16), wide.bfloat16().float()
+    torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(optimizer._rounded(wide, torch.float16).isnan(), wide.isnan())
 
 
 def test_the_remainder_is_saved_and_restored() -> None:
