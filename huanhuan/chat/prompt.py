@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -10,13 +11,15 @@ from huanhuan.chat.engine import EngineError
 from huanhuan.template import CONTROL_TOKENS, END, START, Message, render, render_prompt
 
 
-def control_ids(tokenizer: Any) -> set[int]:
+@functools.lru_cache(maxsize=8)
+def control_ids(tokenizer: Any) -> frozenset[int]:
     """Every id that means more than text: the tokenizer's special ids and those of the control tokens it knows.
 
-    The one for unknown text is none of them: it stands for a character that the vocabulary lacks.
+    The one for unknown text is none of them: it stands for a character that the vocabulary lacks. Looked up once
+    for a tokenizer, because that takes longer than a prompt's ids do, and a visitor waits for it.
     """
     named = tokenizer.convert_tokens_to_ids(list(CONTROL_TOKENS))
-    return {*tokenizer.all_special_ids, *named} - {tokenizer.unk_token_id, None}
+    return frozenset({*tokenizer.all_special_ids, *named} - {tokenizer.unk_token_id, None})
 
 
 def prompt_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:

@@ -187,15 +187,17 @@ def memory_of(run: Run) -> Memory:
         states = (states + _float32_copy(run, trained)) / run.gpus
         # A float32 copy of the gradients comes before the step.
         step = step / run.gpus + trained * 4.0 / run.gpus
-        # Two, because communication overlaps with the backward pass; of their full size however little is trained.
-        buffers = 2.0 * REDUCE_BUCKET * run.dtype_bytes
+        # Up to stage 2 two, because communication overlaps with the backward pass; of their full size however little
+        # is trained.
+        buffers = (1.0 if run.zero == 3 else 2.0) * REDUCE_BUCKET * run.dtype_bytes
     elif run.gpus > 1:
         # DistributedDataParallel reduces gradients in buckets as large as they are.
         buffers = gradients
     if run.zero >= 2:
         gradients /= run.gpus
     if run.zero == 3:
-        buffers += min(LIVE_PARAMETERS, run.shape.parameters) * run.dtype_bytes
+        if run.gpus > 1 or run.offload_weights:  # else every weight is where it is needed already
+            buffers += min(LIVE_PARAMETERS, run.shape.parameters) * run.dtype_bytes
         weights /= run.gpus
         if run.offload_weights:
             host, weights = host + weights, 0.0

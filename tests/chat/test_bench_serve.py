@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ def test_the_ways_take_turns_with_the_same_seeds(bench: Any) -> None:
         return ask
 
     bench.measure({name: way(name) for name in "abc"}, tokens=5, repeats=3)
-    assert "".join(name for name, _ in asked) == "cababcbcacab"
+    turns = [tuple(name for name, _ in asked[start : start + 3]) for start in range(0, 12, 3)]
+    assert len(set(turns)) > 1 and all(sorted(turn) == list("abc") for turn in turns)
     assert [sampling.seed for _, sampling in asked] == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
 
 
@@ -100,16 +102,21 @@ def test_a_stop_of_all_slots_is_measured(bench: Any, engine: LMDeployEngine) -> 
         desk.close()
 
 
-def test_medians_are_told_beside_the_first_way(bench: Any) -> None:
-    timings = {
-        "direct": [bench.Timing(0.05, 100, 0.5), bench.Timing(0.06, 100, 0.4), bench.Timing(9.0, 100, 9.0)],
-        "page": [bench.Timing(0.063, 80, 0.5)],
+def test_means_and_medians_are_told_beside_the_first_way(bench: Any) -> None:
+    short = {
+        "direct": [*[bench.Timing(0.05, 8, 0.1), bench.Timing(0.07, 8, 0.1)] * 4, bench.Timing(9.0, 8, 9.0)],
+        "page": [bench.Timing(0.063, 8, 0.1)],
     }
-    assert bench.table(timings).splitlines()[2:] == [
+    short["direct"].append(bench.Timing(0.001, 8, 0.1))  # one at either end does not count
+    long = {
+        "direct": [bench.Timing(1.0, 100, 0.5), bench.Timing(1.0, 100, 0.4), bench.Timing(9.0, 100, 9.0)],
+        "page": [bench.Timing(1.0, 80, 0.5)],
+    }
+    assert bench.table(short, long).splitlines()[2:] == [
         "| direct | 60.0 | 200.0 |",
         "| page | 63.0 (+5.0%) | 160.0 (-20.0%) |",
     ]
-    assert bench.changes(timings)["page"] == (0.05, -0.2)
+    assert bench.changes(short, long)["page"] == (0.05, -0.2)
 
 
 def test_a_model_that_goes_in_circles_is_measured_all_the_same(bench: Any, engine: LMDeployEngine) -> None:
@@ -126,14 +133,22 @@ def test_a_model_that_goes_in_circles_is_measured_all_the_same(bench: Any, engin
 
 def test_the_verdict_is_a_line_or_an_error(bench: Any) -> None:
     direct = [bench.Timing(0.1, 100, 1.0)]
-    assert bench.verdict({"direct": direct, "page": [bench.Timing(0.09, 100, 0.9)]}, 0.05).startswith("within 5%: ")
-    for page in (bench.Timing(0.106, 100, 1.0), bench.Timing(0.1, 100, 1.06)):
+    good = {"direct": direct, "page": [bench.Timing(0.09, 100, 0.9)]}
+    assert bench.verdict(good, good, 0.05).startswith("within 5%: ")
+    late, slow = (
+        {"direct": direct, "page": [page]} for page in (bench.Timing(0.106, 100, 1.0), bench.Timing(0.1, 100, 1.06))
+    )
+    for short, long in ((late, good), (good, slow)):
         with pytest.raises(UserError, match="not within 5%: first token at most"):
-            bench.verdict({"direct": direct, "engine": direct, "page": [page]}, 0.05)
+            bench.verdict(short, long, 0.05)
 
 
 def test_the_whole_command_over_the_double(
-    bench: Any, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bench: Any,
+    tiny_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """As it is started on a GPU; its double is faster than any thread that looks at it, so only the shape is judged."""
 
@@ -144,11 +159,24 @@ def test_the_whole_command_over_the_double(
 
     monkeypatch.setattr(LMDeployEngine, "_build", build)
     monkeypatch.setenv("HUANHUAN_LMDEPLOY_BACKEND", "pytorch")
-    arguments = [str(tiny_base), "--tokens", "30", "--repeats", "2", "--tolerance"]
+    arguments = [
+        str(tiny_base),
+        "--tokens",
+        "30",
+        "--repeats",
+        "2",
+        "--firsts",
+        "3",
+        "--out",
+        str(tmp_path),
+        "--tolerance",
+    ]
     bench.main([*arguments, "9"], standalone_mode=False)
     told = capsys.readouterr().out
     assert told.startswith("LMDeploy PyTorch, 3 slots") and "| page's engine, guard and desk |" in told
     assert "stop: 3 replies, all slots free after" in told and told.splitlines()[-1].startswith("within 900%: ")
+    kept = json.loads((tmp_path / "serve.json").read_text())
+    assert [len(each) for each in [*kept["short"].values(), *kept["long"].values()]] == [3, 3, 3, 2, 2, 2]
     with pytest.raises(SystemExit) as caught:
         bench.main([*arguments, "-9"], standalone_mode=False)
     assert caught.value.code == 1 and "error: not within -900%" in capsys.readouterr().err

@@ -52,6 +52,21 @@ def test_the_control_ids_are_the_special_ones_and_those_of_the_names(tiny_tokeni
     assert control_ids(Forgetful(tiny_tokenizer, "")) == named
 
 
+def test_the_control_ids_are_looked_up_once_for_a_tokenizer(tiny_tokenizer: Any) -> None:
+    """Looked up for every prompt they took most of what a page adds to the first token."""
+    asked: list[Any] = []
+
+    class Counting(Spelling):
+        def convert_tokens_to_ids(self, tokens: Any) -> Any:
+            asked.append(tokens)
+            return tiny_tokenizer.convert_tokens_to_ids(tokens)
+
+    tokenizer = Counting(tiny_tokenizer, "")
+    for text in "甲乙丙":
+        prompt_ids(tokenizer, [{"role": "user", "content": text}])
+    assert asked.count(list(CONTROL_TOKENS)) == 1
+
+
 def test_a_character_that_the_vocabulary_lacks_is_no_control_token(tiny_tokenizer: Any) -> None:
     class Poor(Spelling):
         """A vocabulary without bytes to fall back on."""

@@ -47,8 +47,12 @@ MEASURED_RECIPES = {
 MEASURED_FOUR_LAYERS = {
     ("huanhuan_full", None): 15.09,
     ("huanhuan_full", "deepspeed_zero2"): 24.41,
+    ("huanhuan_full", "deepspeed_zero3"): 24.08,
     ("huanhuan_lora", None): 4.75,
     ("huanhuan_lora", "deepspeed_zero2"): 6.20,
+    ("huanhuan_lora", "deepspeed_zero3"): 5.71,
+    ("huanhuan_lora", "deepspeed_zero2_offload"): 5.99,
+    ("huanhuan_lora", "deepspeed_zero3_offload"): 4.35,
 }
 
 
