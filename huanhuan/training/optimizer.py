@@ -21,6 +21,8 @@ BLOCK = 256
 # Weights that are updated at a time: both moments of them are in float32 then. More than any layer has; DeepSpeed
 # hands over all weights of a process as one, and bitsandbytes' own kernel counts them in 32 bits.
 PART = 2**29
+# On a CPU so few that both moments stay in its caches, in memory that is not asked for anew: twice as fast.
+PART_ON_CPU = 2**20
 # So many weights on a CPU, where DeepSpeed's offloading puts them, are worth the seconds of compiling their step.
 LARGE = 2**24
 
@@ -92,10 +94,12 @@ class CompensatedAdamW8bit(AdamW8bit):
             "codes2": state["state2"],
         }
         flat = {name: each if each is None else each.view(-1) for name, each in values.items()}
-        with _every_core() if p.device.type == "cpu" else contextlib.nullcontext():
-            for start in range(0, p.numel(), PART):
-                part = {name: each if each is None else each[start : start + PART] for name, each in flat.items()}
-                blocks = slice(start // BLOCK, (start + PART) // BLOCK)
+        on_cpu = p.device.type == "cpu"
+        size = PART_ON_CPU if on_cpu else PART
+        with _every_core() if on_cpu else contextlib.nullcontext():
+            for start in range(0, p.numel(), size):
+                part = {name: each if each is None else each[start : start + size] for name, each in flat.items()}
+                blocks = slice(start // BLOCK, (start + size) // BLOCK)
                 _in_blocks(step, part, {name: state[name][blocks] for name in ("absmax1", "absmax2")})
 
     def _update_apart(self, group: dict[str, Any], p: Any, gindex: int, pindex: int) -> None:

@@ -89,7 +89,7 @@ def test_float32_weights_have_no_remainder(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_many_weights_are_updated_part_by_part(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     _, whole, once = train(CompensatedAdamW8bit, dtype, (5, 1000))
-    monkeypatch.setattr(optimizer, "PART", 3 * BLOCK)
+    monkeypatch.setattr(optimizer, "PART_ON_CPU", 3 * BLOCK)
     _, parted, by_parts = train(CompensatedAdamW8bit, dtype, (5, 1000))
     assert torch.equal(whole, parted)
     (first,), (second,) = once.state.values(), by_parts.state.values()
