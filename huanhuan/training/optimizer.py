@@ -251,9 +251,11 @@ def _compiled() -> Callable[..., None]:
 def _compiled_for_cpu() -> Callable[..., None]:
     """The compiled step if a few blocks can be compiled here, which takes a C++ compiler, else the step itself."""
     step = _compiled()
-    blocks = {name: torch.zeros(2, BLOCK) for name in ("weights", "gradient")}
-    codes = {name: torch.zeros(2, BLOCK, dtype=torch.uint8) for name in ("codes1", "codes2")}
-    scales = {name: torch.zeros(2) for name in ("absmax1", "absmax2")}
+    # As many blocks as a part has: by those the compiler decides whether the kernel uses more than one thread.
+    count = PART_ON_CPU // BLOCK
+    blocks = {name: torch.zeros(count, BLOCK) for name in ("weights", "gradient")}
+    codes = {name: torch.zeros(count, BLOCK, dtype=torch.uint8) for name in ("codes1", "codes2")}
+    scales = {name: torch.zeros(count) for name in ("absmax1", "absmax2")}
     maps = {name: torch.zeros(256) for name in ("map1", "map2")}
     numbers = {name: torch.tensor(1.0) for name in ("rate", "eps", "decay")}
     try:

@@ -230,6 +230,16 @@ def test_many_weights_on_a_cpu_take_the_compiled_step(dtype: torch.dtype, monkey
     torch.testing.assert_close(large, small, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5, atol=1e-7)
 
 
+def test_the_step_for_a_cpu_is_compiled_for_as_many_blocks_as_it_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a few blocks the compiler makes a kernel of one thread, whatever it gets later."""
+    seen: list[Tensor] = []
+    monkeypatch.setattr(optimizer, "_compiled", lambda: lambda **values: seen.append(values["weights"]))
+    optimizer._compiled_for_cpu.cache_clear()
+    optimizer._compiled_for_cpu()
+    optimizer._compiled_for_cpu.cache_clear()
+    assert [each.numel() for each in seen] == [optimizer.PART_ON_CPU]
+
+
 def test_a_machine_that_cannot_compile_says_so_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
