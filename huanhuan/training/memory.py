@@ -207,7 +207,7 @@ def memory_of(run: Run) -> Memory:
         weights=weights,
         gradients=gradients,
         optimiser=states,
-        activations=_activations(run),
+        activations=_activations(run) + (_handed_over(run) if run.offload_optimiser else 0.0),
         step=step,
         kv=run.shape.kv_bytes * run.reply_tokens * run.dtype_bytes / 2,
         buffers=buffers,
@@ -230,6 +230,20 @@ def checkpoint_of(run: Run) -> tuple[float, float]:
 def _float32_copy(run: Run, trained: int) -> float:
     """Bytes of what DeepSpeed keeps beside weights in 16 bits."""
     return trained * (4.0 if run.dtype_bytes == 2 else 0.0)
+
+
+def _handed_over(run: Run) -> float:
+    """What DeepSpeed makes of the largest gradient on its way to the host.
+
+    Up to stage 2 it looks for infinities in it: two float32 copies and three masks (``_has_inf_or_nan`` in
+    ``stage_1_and_2.py``). Stage 3 makes a copy of a process's part, and that in float32 (``partition_grads``).
+    """
+    largest = max(
+        run.rank * max(inputs, outputs) if run.rank else inputs * outputs
+        for name, (inputs, outputs) in run.shape.linears.items()
+        if not run.rank or name in run.targets
+    )
+    return largest * (run.dtype_bytes + 4.0) / run.gpus if run.zero == 3 else largest * 11.0
 
 
 def _trained(run: Run) -> tuple[int, int]:

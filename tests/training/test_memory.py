@@ -48,6 +48,8 @@ MEASURED_FOUR_LAYERS = {
     ("huanhuan_full", None): 15.09,
     ("huanhuan_full", "deepspeed_zero2"): 24.41,
     ("huanhuan_full", "deepspeed_zero3"): 24.08,
+    ("huanhuan_full", "deepspeed_zero2_offload"): 10.68,
+    ("huanhuan_full", "deepspeed_zero3_offload"): 7.49,
     ("huanhuan_lora", None): 4.75,
     ("huanhuan_lora", "deepspeed_zero2"): 6.20,
     ("huanhuan_lora", "deepspeed_zero3"): 5.71,
