@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from bitsandbytes.optim import AdamW8bit
+from mmengine.logging import print_log
 from torch import Tensor
 from torch.nn import functional as F
-
-logger = logging.getLogger(__name__)
 
 # Values that share a scale in bitsandbytes' 8-bit states.
 BLOCK = 256
@@ -249,7 +248,7 @@ def _compiled() -> Callable[..., None]:
 
 @functools.cache
 def _compiled_for_cpu() -> Callable[..., None]:
-    """The compiled step if a few blocks can be compiled here, which takes a C++ compiler, else the step itself."""
+    """The compiled step if it can be compiled here, which takes a C++ compiler, else the step itself."""
     step = _compiled()
     # As many blocks as a part has: by those the compiler decides whether the kernel uses more than one thread.
     count = PART_ON_CPU // BLOCK
@@ -263,10 +262,11 @@ def _compiled_for_cpu() -> Callable[..., None]:
             step(remainder=None, beta1=0.9, beta2=0.999, **blocks, **codes, **scales, **maps, **numbers)
     except Exception as error:  # whatever a compiler, or the lack of one, raises
         reason = " ".join(str(error).split())[:160]
-        logger.warning(
+        print_log(
             "优化器的一步编译不了，CPU 上会慢几十倍：请安装 g++ 和 Python 头文件 / the optimiser's step cannot be compiled and "
-            "takes tens of times as long on the CPU: install g++ and Python's headers (%s)",
-            reason,
+            f"takes tens of times as long on the CPU: install g++ and Python's headers ({reason})",
+            "current",
+            logging.WARNING,
         )
         return _fused_step
     return step
@@ -274,10 +274,11 @@ def _compiled_for_cpu() -> Callable[..., None]:
 
 @contextlib.contextmanager
 def _every_core() -> Iterator[None]:
-    """With this process's share of the machine's cores: torchrun leaves each process a single thread."""
+    """With this process's share of the machine's cores: torchrun leaves each of its processes a single thread."""
     threads = torch.get_num_threads()
-    share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(max(threads, share))
+    processes = os.environ.get("LOCAL_WORLD_SIZE")
+    if processes:
+        torch.set_num_threads(max(threads, (os.cpu_count() or 1) // int(processes)))
     try:
         yield
     finally:
