@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 from visitor import free_port, served  # type: ignore[import-not-found]
 
 from huanhuan.chat.cards import Card, card_json, card_png
@@ -21,6 +23,7 @@ from huanhuan.chat.personas import load_personas
 from huanhuan.chat.portrait import portrait_png
 from huanhuan.chat.transfer import to_json
 from huanhuan.paths import MODELS
+from huanhuan.template import stop_ids
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
@@ -48,14 +51,43 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def address(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The real page over the demo's character, the model that HUANHUAN_DEMO_MODEL names, or else random weights."""
-    port = free_port()
+def model(tiny_base: Path) -> Path:
+    """The demo's character, the model that HUANHUAN_DEMO_MODEL names, or else random weights."""
     demo = Path(os.environ.get("HUANHUAN_DEMO_MODEL") or MODELS / "huanhuan-demo")
-    model = str(demo if (demo / "config.json").is_file() else tiny_base)
+    return demo if (demo / "config.json").is_file() else tiny_base
+
+
+@pytest.fixture(scope="module")
+def address(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The real page over ``model``."""
+    with page_over(model, tmp_path_factory.mktemp("page")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def talkative(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The same over a model that does not end its replies: what ends one is as likely as what begins a text."""
+    folder = tmp_path_factory.mktemp("talkative")
+    endless = folder / "model"
+    shutil.copytree(model, endless)
+    tokenizer: Any = AutoTokenizer.from_pretrained(endless, trust_remote_code=True)
+    for file in endless.glob("*.safetensors"):
+        tensors = load_file(file)
+        head = tensors.get("output.weight")
+        if head is not None:
+            head[stop_ids(tokenizer)] = head[tokenizer.bos_token_id].clone()
+            save_file(tensors, file, {"format": "pt"})
+    with page_over(endless, folder) as url:
+        yield url
+
+
+@contextmanager
+def page_over(model: Path, folder: Path) -> Iterator[str]:
+    """The address of the real page with the real engine over ``model``, its log in ``folder``."""
+    port = free_port()
     command = [str(ROOT / "app.py"), "--server.port", str(port), "--server.address", "127.0.0.1"]
-    log = tmp_path_factory.mktemp("page") / "server.log"
-    with served(command, port, log, HUANHUAN_MODEL=model, HUANHUAN_ENGINE="transformers", HUANHUAN_GUARD="off"):
+    settings = {"HUANHUAN_MODEL": str(model), "HUANHUAN_ENGINE": "transformers", "HUANHUAN_GUARD": "off"}
+    with served(command, port, folder / "server.log", **settings):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -158,31 +190,38 @@ WATCH = """() => {
         if (length !== window.lengths.at(-1)) window.lengths.push(length);
     }).observe(document.body, { childList: true, subtree: true, characterData: true });
 }"""
+GREW = (
+    "window.lengths.filter((length, place, all) => place && length > all[place - 1] && all[place - 1] > 0).length >= 3"
+)
 
 
-def test_a_reply_of_the_real_model_streams(browser: Browser, address: str) -> None:
-    context, page = visit(browser, address)
+def test_a_reply_of_the_real_model_streams_until_it_is_stopped(browser: Browser, address: str, talkative: str) -> None:
+    if SHOTS:
+        picture_while_it_is_written(browser, address)
+    context, page = visit(browser, talkative)
     page.evaluate(WATCH)
     control(page, "starter-0").click()
-    for _ in range(8):
-        if SHOTS:
-            streaming(page)
-        answered(page)
-        lengths: list[int] = page.evaluate("window.lengths")
-        grown = [later for sooner, later in itertools.pairwise(lengths) if later > sooner > 0]
-        if len(grown) >= 3:
-            break
-        page.evaluate("window.lengths = []")
-        # The model may have ended its reply at once.
-        control(page, "again-").click()
-        expect(control(page, "stop")).to_have_count(1, timeout=WAIT)
-    else:
-        pytest.fail("no reply grew while one looked")
+    page.wait_for_function(GREW, timeout=WAIT)
+    control(page, "stop").click()
+    expect(page.get_by_text("已停止")).to_be_visible(timeout=WAIT)
+    answered(page)
+    said = bubble(page, 2).get_by_test_id("stMarkdown").first
+    kept = said.inner_text()
+    page.wait_for_timeout(500)
+    assert kept and said.inner_text() == kept, "nothing is written any more"
+    # Its slot, the only one, is free for the next reply.
+    page.evaluate(WATCH)
+    control(page, "again-").click()
+    page.wait_for_function(GREW, timeout=WAIT)
+    control(page, "stop").click()
+    answered(page)
     context.close()
 
 
-def streaming(page: Page) -> None:
+def picture_while_it_is_written(browser: Browser, address: str) -> None:
     """A picture of a reply that is not finished yet."""
+    context, page = visit(browser, address)
+    control(page, "starter-0").click()
     for _ in range(12):
         try:
             page.get_by_text("▌").wait_for(timeout=4000)
@@ -190,34 +229,12 @@ def streaming(page: Page) -> None:
             taken = page.screenshot()
             if page.get_by_text("▌").count():
                 (Path(str(SHOTS)) / "chat.png").write_bytes(taken)
-                return
+                break
         except Exception:
             # It was over before one looked.
             pass
         answered(page)
         control(page, "again-").click()
-
-
-def test_a_reply_of_the_real_model_can_be_stopped(browser: Browser, address: str) -> None:
-    context, page = visit(browser, address)
-    page.get_by_text("设置", exact=True).click()
-    slider = page.get_by_role("slider").first
-    slider.focus()
-    for _ in range(14):
-        slider.press("ArrowRight")
-    for attempt in range(6):
-        say(page, f"讲一个很长的故事，第{attempt}回")
-        try:
-            control(page, "stop").click(timeout=5000)
-        except Exception:
-            # The random model ended its reply by itself.
-            answered(page)
-            continue
-        expect(control(page, "stop")).to_have_count(0, timeout=WAIT)
-        if page.get_by_text("已停止").count():
-            break
-    else:
-        pytest.fail("no reply was long enough to be stopped")
     context.close()
 
 
