@@ -199,6 +199,10 @@ def test_a_reply_of_the_real_model_streams_until_it_is_stopped(browser: Browser,
     if SHOTS:
         picture_while_it_is_written(browser, address)
     context, page = visit(browser, talkative)
+    page.get_by_text("设置", exact=True).click()
+    # As long as a reply may be, or the quickest of models is done before anybody can stop it.
+    page.get_by_role("slider").nth(2).press("End")
+    expect(page.get_by_test_id("stSliderThumbValue").nth(2)).to_have_text("1024", timeout=WAIT)
     page.evaluate(WATCH)
     control(page, "starter-0").click()
     page.wait_for_function(GREW, timeout=WAIT)
