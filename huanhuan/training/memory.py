@@ -238,12 +238,16 @@ def _handed_over(run: Run) -> float:
     Up to stage 2 it looks for infinities in it: two float32 copies and three masks (``_has_inf_or_nan`` in
     ``stage_1_and_2.py``). Stage 3 makes a copy of a process's part, and that in float32 (``partition_grads``).
     """
-    largest = max(
-        run.rank * max(inputs, outputs) if run.rank else inputs * outputs
-        for name, (inputs, outputs) in run.shape.linears.items()
-        if not run.rank or name in run.targets
-    )
+    largest = _largest(run)
     return largest * (run.dtype_bytes + 4.0) / run.gpus if run.zero == 3 else largest * 11.0
+
+
+def _largest(run: Run) -> int:
+    """Weights of the largest matrix that is trained."""
+    linears = run.shape.linears
+    if run.rank:
+        return max((run.rank * max(linears[name]) for name in run.targets if name in linears), default=0)
+    return max(inputs * outputs for inputs, outputs in linears.values())
 
 
 def _trained(run: Run) -> tuple[int, int]:
@@ -276,8 +280,7 @@ def _optimiser(run: Run, trained: int, width: int) -> tuple[float, float]:
         return 0.0, 0.0
     # The remainder of each weight, and both moments of the largest one in float32; under ZeRO all weights of a
     # process are one, which is updated part by part.
-    largest = max(inputs * outputs for inputs, outputs in run.shape.linears.values())
-    part = min(trained, OPTIMISER_PART * run.gpus) if run.zero else largest
+    part = min(trained, OPTIMISER_PART * run.gpus) if run.zero else _largest(run)
     return eight_bits + (0 if run.zero else trained * width), part * 8.0
 
 

@@ -73,6 +73,13 @@ def test_so_is_the_peak_under_zero(name: str, stage: str | None) -> None:
     assert memory_of(run).peak / GIB == pytest.approx(MEASURED_FOUR_LAYERS[name, stage], rel=0.15)
 
 
+@pytest.mark.parametrize("stage", ["deepspeed_zero2_offload", "deepspeed_zero3_offload"])
+def test_targets_that_no_layer_has_are_no_error(stage: str) -> None:
+    run = run_of(Recipe.read(find_recipe("huanhuan_lora")), SHAPES["7b"], deepspeed=stage)
+    nothing = memory_of(run.changed(targets=("q_proj",)))
+    assert 0 < nothing.peak < memory_of(run).peak and nothing.gradients == 0
+
+
 def test_a_budget_does_not_bring_compiled_layers_into_16_gib() -> None:
     """Measured: with a budget of 0.1 the run asked for more than 15 GiB."""
     run = Run(base="nf4", budget=0.1, **LORA)
