@@ -60,6 +60,7 @@ Way = Callable[[Sampling], Timing]
 Timings = Mapping[str, Sequence[Timing]]
 # Tokens of the short replies, and seconds of rest before each.
 SHORT, REST = 8, 0.03
+COUNT = click.IntRange(min=1)
 
 
 def directly(engine: Any, sampling: Sampling) -> Timing:
@@ -218,23 +219,9 @@ def verdict(firsts: Timings, longs: Timings, tolerance: float) -> str:
 
 @tool()
 @click.argument("model", type=click.Path())
-@click.option(
-    "--tokens", type=click.IntRange(min=1), default=512, show_default=True, help="每次生成的词数 / tokens per reply."
-)
-@click.option(
-    "--repeats",
-    type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    help="每种方式的长回复 / long replies each way.",
-)
-@click.option(
-    "--firsts",
-    type=click.IntRange(min=1),
-    default=300,
-    show_default=True,
-    help="每种方式的短回复 / short replies each way.",
-)
+@click.option("--tokens", type=COUNT, default=512, show_default=True, help="每次生成的词数 / tokens per reply.")
+@click.option("--repeats", type=COUNT, default=5, show_default=True, help="每种方式的长回复 / long replies each way.")
+@click.option("--firsts", type=COUNT, default=300, show_default=True, help="每种方式的短回复 / short replies each way.")
 @click.option("--tolerance", default=0.05, show_default=True, help="允许的差距 / allowed difference.")
 @click.option(
     "--out",

@@ -214,7 +214,7 @@ def test_a_reply_of_the_real_model_streams_until_it_is_stopped(browser: Browser,
     page.wait_for_timeout(500)
     assert kept and said.inner_text() == kept, "nothing is written any more"
     # Its slot, the only one, is free for the next reply.
-    page.evaluate(WATCH)
+    page.evaluate("window.lengths = []")
     control(page, "again-").click()
     page.wait_for_function(GREW, timeout=WAIT)
     control(page, "stop").click()

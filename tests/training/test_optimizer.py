@@ -196,17 +196,23 @@ def test_one_kernel_serves_every_shape_and_learning_rate() -> None:
 
 
 @pytest.fixture
-def compiler() -> Iterator[None]:
-    """A C++ compiler, and nothing that other tests compiled."""
+def nothing_compiled() -> Iterator[None]:
+    """No step that another test compiled, and none left for the next."""
+    caches = optimizer._compiled, optimizer._compiled_for_cpu
+    for each in caches:
+        each.cache_clear()
+    torch._dynamo.reset()
+    yield
+    for each in caches:
+        each.cache_clear()
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def compiler(nothing_compiled: None) -> None:
+    """A C++ compiler that has compiled nothing yet."""
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         pytest.skip("no C++ compiler")
-    torch._dynamo.reset()
-    optimizer._compiled.cache_clear()
-    optimizer._compiled_for_cpu.cache_clear()
-    yield
-    optimizer._compiled.cache_clear()
-    optimizer._compiled_for_cpu.cache_clear()
-    torch._dynamo.reset()
 
 
 @pytest.mark.usefixtures("compiler")
@@ -230,16 +236,16 @@ def test_many_weights_on_a_cpu_take_the_compiled_step(dtype: torch.dtype, monkey
     torch.testing.assert_close(large, small, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5, atol=1e-7)
 
 
+@pytest.mark.usefixtures("nothing_compiled")
 def test_the_step_for_a_cpu_is_compiled_for_as_many_blocks_as_it_gets(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a few blocks the compiler makes a kernel of one thread, whatever it gets later."""
     seen: list[Tensor] = []
     monkeypatch.setattr(optimizer, "_compiled", lambda: lambda **values: seen.append(values["weights"]))
-    optimizer._compiled_for_cpu.cache_clear()
     optimizer._compiled_for_cpu()
-    optimizer._compiled_for_cpu.cache_clear()
     assert [each.numel() for each in seen] == [optimizer.PART_ON_CPU]
 
 
+@pytest.mark.usefixtures("nothing_compiled")
 def test_a_machine_that_cannot_compile_says_so_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(**_: Any) -> None:
         raise RuntimeError("no g++\nanywhere")
@@ -248,12 +254,8 @@ def test_a_machine_that_cannot_compile_says_so_and_goes_on(monkeypatch: pytest.M
     monkeypatch.setattr(optimizer, "print_log", lambda message, *_: told.append(message))
     monkeypatch.setattr(optimizer, "LARGE", 0)
     monkeypatch.setattr(optimizer, "_compiled", lambda: fails)
-    optimizer._compiled_for_cpu.cache_clear()
-    try:
-        before, exact, _ = train(torch.optim.AdamW, torch.float32)
-        _, own, _ = train(CompensatedAdamW8bit, torch.float32)
-    finally:
-        optimizer._compiled_for_cpu.cache_clear()
+    before, exact, _ = train(torch.optim.AdamW, torch.float32)
+    _, own, _ = train(CompensatedAdamW8bit, torch.float32)
     assert off(own, exact, before) < 0.02
     (message,) = told
     assert "install g++" in message and message.endswith("(no g++ anywhere)")
